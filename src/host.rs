@@ -1,0 +1,119 @@
+//! The machine whose stores are read: where its directories lie and which programs serve us.
+//!
+//! Every place the tool touches is a path in here, so a test points them at a directory of its own.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    error::{At, Result},
+    id::TaskPid,
+};
+
+/// The places of one machine.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// containerd's persistent directory (its option `root`).
+    pub root: PathBuf,
+    /// containerd's volatile directory (its option `state`).
+    pub state: PathBuf,
+    /// Where the shim keeps runc's state unless told otherwise: a constant of containerd, not derived from `state`.
+    pub runc_root: PathBuf,
+    /// procfs, seen from the host's pid namespace.
+    pub proc: PathBuf,
+    /// Where the cgroup hierarchies are mounted.
+    pub cgroup: PathBuf,
+    /// Our own volatile directory: markers of containers that we hold frozen.
+    pub run: PathBuf,
+    /// The CRIU program, a path or a name to be found in `PATH`.
+    pub criu: PathBuf,
+    /// Our own program, started anew as the watchdog.
+    pub dewar: PathBuf,
+    /// The stores belong to this machine as it runs now; false for a mounted image of another (`--sysroot`).
+    pub is_live: bool,
+    /// Read the databases beside a running daemon.
+    pub daemon_running: bool,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self {
+            root: "/var/lib/containerd".into(),
+            state: "/run/containerd".into(),
+            runc_root: "/run/containerd/runc".into(),
+            proc: "/proc".into(),
+            cgroup: "/sys/fs/cgroup".into(),
+            run: "/run/dewar".into(),
+            criu: "criu".into(),
+            dewar: "/proc/self/exe".into(),
+            is_live: true,
+            daemon_running: false,
+        }
+    }
+}
+
+/// What procfs says of a process (`/proc/<pid>/stat`, proc(5)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcStat {
+    /// Field 3: `R`, `S`, `D`, `Z`, …
+    pub state: char,
+    /// Field 22: clock ticks since boot.
+    pub started: u64,
+}
+
+impl Host {
+    /// What procfs says of `pid`; `None` if there is no such process.
+    pub fn proc_stat(&self, pid: i32) -> Result<Option<ProcStat>> {
+        let path = self.proc.join(pid.to_string()).join("stat");
+        match fs::read(&path) {
+            Ok(bytes) => Ok(parse_stat(&bytes)),
+            // ESRCH: the process ended between open and read.
+            Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(nix::libc::ESRCH) => Ok(None),
+            Err(e) => Err(e).at("read", path),
+        }
+    }
+
+    /// True while exactly that process lives: same start time, neither zombie nor dead.
+    pub fn is_alive(&self, task: TaskPid) -> Result<bool> {
+        let stat = if self.is_live { self.proc_stat(task.pid)? } else { None };
+        Ok(stat.is_some_and(|s| s.started == task.started && !matches!(s.state, 'Z' | 'X' | 'x')))
+    }
+
+    /// `/proc/<pid>/<name>`.
+    pub fn proc_of(&self, pid: i32, name: impl AsRef<Path>) -> PathBuf {
+        self.proc.join(pid.to_string()).join(name)
+    }
+}
+
+/// The command name stands in parentheses and may hold any byte, so fields count from the last `)`.
+fn parse_stat(bytes: &[u8]) -> Option<ProcStat> {
+    let end = bytes.iter().rposition(|&b| b == b')')?;
+    let rest = std::str::from_utf8(bytes.get(end + 1..)?).ok()?;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    let started = fields.nth(18)?.parse().ok()?;
+    Some(ProcStat { state, started })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_name_with_parentheses_does_not_shift_the_fields() {
+        let line = b"7 (a) Z 1 (b) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 11 12\n";
+        assert_eq!(parse_stat(line), Some(ProcStat { state: 'S', started: 987_654 }));
+        assert_eq!(parse_stat(b"7 (cut"), None);
+    }
+
+    #[test]
+    fn we_are_alive_and_a_later_process_with_our_pid_would_not_be_us() {
+        let host = Host::default();
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let started = host.proc_stat(pid).unwrap().unwrap().started;
+        assert!(host.is_alive(TaskPid { pid, started }).unwrap());
+        assert!(!host.is_alive(TaskPid { pid, started: started + 1 }).unwrap());
+    }
+}

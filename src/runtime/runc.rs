@@ -1,0 +1,1 @@
+//! runc: `state.json`.
