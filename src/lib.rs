@@ -8,8 +8,13 @@ pub mod error;
 pub mod id;
 pub mod interrupt;
 // Floor 1: formats.
+pub mod bolt;
 pub mod oci;
+pub mod proto;
+pub mod record;
 // Floor 2: stores.
+pub mod containerd;
 pub mod host;
+pub mod layout;
 pub mod runtime;
 pub mod snapshotter;

@@ -1,1 +1,72 @@
-//! Names.
+//! Media types and annotations, each once.
+
+/// OCI image index.
+pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// OCI image manifest.
+pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// OCI image config.
+pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// OCI layer, plain.
+pub const LAYER_TAR: &str = "application/vnd.oci.image.layer.v1.tar";
+/// OCI layer, gzip; the only one `ctr containers restore --rw` takes.
+pub const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+/// OCI layer, zstd.
+pub const LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+/// Docker's manifest list, index and manifest at once in older images.
+pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+/// Docker's manifest.
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// Docker's gzip layer.
+pub const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+/// Docker's plain layer.
+pub const DOCKER_LAYER_TAR: &str = "application/vnd.docker.image.rootfs.diff.tar";
+/// Docker's zstd layer.
+pub const DOCKER_LAYER_ZSTD: &str = "application/vnd.docker.image.rootfs.diff.tar.zstd";
+
+/// The CRIU images: a plain, flat tar (containerd `core/images/mediatypes.go`, as the four below).
+pub const CRIU_TAR: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
+/// The container's spec: a protobuf Any that holds its JSON.
+pub const CHECKPOINT_CONFIG: &str = "application/vnd.containerd.container.checkpoint.config.v1+proto";
+/// How the dump was made: a protobuf Any of `CheckpointOptions`.
+pub const CHECKPOINT_OPTIONS: &str = "application/vnd.containerd.container.checkpoint.options.v1+proto";
+/// The runtime's options: a protobuf Any.
+pub const RUNTIME_OPTIONS: &str = "application/vnd.containerd.container.checkpoint.runtime.options+proto";
+/// One bind mount's content: a plain tar (the first `ctr` of 2017 wrote them so).
+pub const RESOURCE_TAR: &str = "application/vnd.containerd.container.resource.tar";
+
+/// The name under which `ctr images import` records an entry of `index.json`.
+pub const IMAGE_NAME: &str = "io.containerd.image.name";
+/// OCI's name of an entry; in a checkpoint index, the base image's name.
+pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// OCI's time of an entry.
+pub const CREATED: &str = "org.opencontainers.image.created";
+/// In a checkpoint index: the container's runtime.
+pub const CHECKPOINT_RUNTIME: &str = "io.containerd.checkpoint.runtime";
+/// In a checkpoint index: the container's snapshotter.
+pub const CHECKPOINT_SNAPSHOTTER: &str = "io.containerd.checkpoint.snapshotter";
+
+/// On a checkpoint's entry in `index.json` (names of `checkpointctl`, `lib/annotations.go`).
+pub const CRIU_VERSION: &str = "org.criu.checkpoint.criu.version";
+/// Program that wrote the bundle.
+pub const ENGINE_NAME: &str = "org.criu.checkpoint.engine.name";
+/// Its version.
+pub const ENGINE_VERSION: &str = "org.criu.checkpoint.engine.version";
+/// The container's id.
+pub const CONTAINER_NAME: &str = "org.criu.checkpoint.container.name";
+/// The image's name.
+pub const ROOTFS_IMAGE_NAME: &str = "org.criu.checkpoint.rootfsImageName";
+/// The runtime's name.
+pub const RUNTIME_NAME: &str = "org.criu.checkpoint.runtime.name";
+/// The host's architecture.
+pub const HOST_ARCH: &str = "org.criu.checkpoint.host.arch";
+/// The host's kernel.
+pub const HOST_KERNEL: &str = "org.criu.checkpoint.host.kernel";
+/// `1` or `2`: a dump made under one cgroup version restores under the same only.
+pub const CGROUP_VERSION: &str = "org.criu.checkpoint.cgroup.version";
+
+/// On a bind mount's entry: where it was mounted.
+pub const MOUNT_DESTINATION: &str = "org.dewar.mount.destination";
+/// On a checkpoint's entry: its base image is only referenced, so its blobs are meant to be absent.
+pub const IMAGE_OMITTED: &str = "org.dewar.image.omitted";
+/// On a checkpoint's entry: the namespace the container's record was in.
+pub const NAMESPACE: &str = "org.dewar.container.namespace";

@@ -1,8 +1,11 @@
 //! Low-level runtimes: what each leaves on disk about a container it started, as a [`Task`].
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::id::TaskPid;
+use crate::{
+    error::Result,
+    id::{ContainerRef, TaskPid},
+};
 
 pub mod runc;
 
@@ -30,4 +33,21 @@ pub struct Task {
     pub rootfs: PathBuf,
     /// What descriptors 0, 1, 2 pointed to at the start (`pipe:[123]`); becomes `descriptors.json`.
     pub external_descriptors: Vec<String>,
+}
+
+/// Reads what one runtime left of a container below its state directory.
+type Read = fn(&Path, &ContainerRef) -> Result<Option<Task>>;
+
+/// The runtimes whose state we can read. Each is told by the file it writes, since the program that containerd
+/// was told to start may be a wrapper of any name.
+pub const TABLE: &[(&str, Read)] = &[("runc", runc::read)];
+
+/// The task that some runtime recorded below `root`; `None` when none did.
+pub fn read(root: &Path, who: &ContainerRef) -> Result<Option<Task>> {
+    for (_, read) in TABLE {
+        if let Some(task) = read(root, who)? {
+            return Ok(Some(task));
+        }
+    }
+    Ok(None)
 }

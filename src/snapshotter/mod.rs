@@ -1,6 +1,21 @@
-//! Snapshotters: from a container's snapshot key to the directories that hold its rw layer.
+//! Snapshotters: from a container's snapshot name to the directories that hold its rw layer.
+//!
+//! ```text
+//! <root>/io.containerd.snapshotter.v1.<name>/metadata.db
+//!     v1/snapshots/<snapshot name>/{id=uvarint, kind=1 byte, parent=<snapshot name>}
+//! ```
+//! Source: containerd `core/snapshots/storage/bolt.go`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use crate::{
+    bolt::{Bucket, Db},
+    corrupt::Corrupt,
+    error::{Error, In, Result},
+    host::{Host, database},
+    id::{SnapshotId, SnapshotName},
+    record,
+};
 
 pub mod overlay;
 
@@ -19,4 +34,70 @@ pub enum RwLayer {
         /// The tree.
         dir: PathBuf,
     },
+}
+
+/// An active snapshot and what it stands on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The folder's number.
+    pub id: SnapshotId,
+    /// The numbers of its parents, nearest first.
+    pub parents: Vec<SnapshotId>,
+}
+
+/// Finds the rw layer of a snapshot below the snapshotter's directory.
+type Resolve = fn(&Path, &Snapshot) -> Result<RwLayer>;
+
+/// The snapshotters we can read, by containerd's name for them.
+pub const TABLE: &[(&str, Resolve)] = &[("overlayfs", overlay::resolve)];
+
+/// No image has so many layers (the kernel mounts at most 500); a longer chain is a loop or an attack.
+const MAX_PARENTS: usize = 4096;
+
+/// Kinds of snapshot (`core/snapshots/snapshotter.go`).
+const ACTIVE: &[u8] = &[2];
+
+/// The rw layer of the active snapshot `name`.
+pub fn rw_layer(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<RwLayer> {
+    let Some((_, resolve)) = TABLE.iter().find(|(known, _)| *known == snapshotter) else {
+        return Err(Error::Unsupported {
+            what: format!("snapshotter {snapshotter:?} is not supported, so the container's files cannot be read"),
+            hint: "supported: overlayfs".into(),
+        });
+    };
+    let dir = host.root.join(format!("io.containerd.snapshotter.v1.{snapshotter}"));
+    let db = dir.join("metadata.db");
+    let bytes = database::read(host, &db)?;
+    let snapshot = find(&bytes, name).within(&db)?.ok_or_else(|| Error::NotFound {
+        what: format!("snapshot {name} in {}", db.display()),
+        hint: "the two databases disagree: the container's files cannot be located".into(),
+    })?;
+    resolve(&dir, &snapshot)
+}
+
+fn find(bytes: &[u8], name: &SnapshotName) -> Result<Option<Snapshot>, Corrupt> {
+    let db = Db::open(bytes)?;
+    let Some(v1) = db.root().bucket("v1")? else { return Ok(None) };
+    let Some(all) = v1.bucket("snapshots")? else { return Ok(None) };
+    let Some(record) = all.bucket(&name.0)? else { return Ok(None) };
+    if record.value("kind")? != Some(ACTIVE) {
+        return Err(Corrupt { at: 0, why: "the container's snapshot is not an active one" });
+    }
+    let mut parents = Vec::new();
+    let mut parent = record::text(&record, "parent")?;
+    while !parent.is_empty() {
+        let missing = Corrupt { at: 0, why: "a snapshot's parent is missing" };
+        let above = all.bucket(&parent)?.ok_or(missing)?;
+        parents.push(id(&above)?);
+        parent = record::text(&above, "parent")?;
+        if parents.len() > MAX_PARENTS {
+            return Err(Corrupt { at: 0, why: "a snapshot has too many parents" });
+        }
+    }
+    Ok(Some(Snapshot { id: id(&record)?, parents }))
+}
+
+fn id(record: &Bucket<'_>) -> Result<SnapshotId, Corrupt> {
+    let bytes = record.value("id")?.ok_or(Corrupt { at: 0, why: "a snapshot has no id" })?;
+    record::uvarint(bytes).map(SnapshotId)
 }

@@ -12,6 +12,8 @@ use crate::{
     id::TaskPid,
 };
 
+pub mod database;
+
 /// The places of one machine.
 #[derive(Debug, Clone)]
 pub struct Host {

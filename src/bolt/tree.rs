@@ -1,0 +1,243 @@
+//! The tree: a database, its buckets, lookups and walks in key order.
+
+use std::{
+    cell::RefCell,
+    collections::{HashMap, HashSet},
+};
+
+use super::page::{BRANCH, HEADER, Meta, Page, u64_at};
+use crate::corrupt::Corrupt;
+
+/// A page holds at least two keys, so 64 levels would address 2^64 pages; deeper is a loop or an attack.
+const MAX_DEPTH: usize = 64;
+
+/// An open database: the bytes of a whole file.
+pub struct Db<'a> {
+    file: &'a [u8],
+    meta: Meta,
+    /// Which bucket's tree a page was seen in. One page in two trees is damage, and would let a small file
+    /// make a walk of any length.
+    owners: RefCell<HashMap<u64, u64>>,
+}
+
+/// A bucket: keys in byte order, each with a value or a bucket below it.
+#[derive(Clone, Copy)]
+pub struct Bucket<'d> {
+    db: &'d Db<'d>,
+    root: Root<'d>,
+    /// The counter behind `NextSequence`.
+    pub sequence: u64,
+}
+
+#[derive(Clone, Copy)]
+enum Root<'d> {
+    Page(u64),
+    Inline(Page<'d>),
+}
+
+/// What stands under a key.
+#[derive(Clone, Copy)]
+pub enum Item<'d> {
+    /// Plain bytes, perhaps none ("set" entries).
+    Value(&'d [u8]),
+    /// A bucket below this one.
+    Bucket(Bucket<'d>),
+}
+
+impl<'a> Db<'a> {
+    /// Opens a file's bytes: finds the page size and the newest valid meta (`db.go`, `getPageSize`, `meta`).
+    pub fn open(file: &'a [u8]) -> Result<Self, Corrupt> {
+        let first = Meta::read(file, 0);
+        let second = match &first {
+            Ok(meta) => Meta::read(file, meta.page_size),
+            Err(_) => second_meta(file),
+        };
+        let meta = match (first, second) {
+            (Ok(a), Ok(b)) if b.txid > a.txid => b,
+            (Ok(a), _) => a,
+            (Err(_), Ok(b)) => b,
+            (Err(e), Err(_)) => return Err(e),
+        };
+        Ok(Self { file, meta, owners: RefCell::default() })
+    }
+
+    /// Which commit is read: transaction number and checksum of the meta page. Unchanged while the tree is.
+    pub fn commit(&self) -> (u64, u64) {
+        (self.meta.txid, self.meta.checksum)
+    }
+
+    /// The bucket of buckets.
+    pub fn root(&'a self) -> Bucket<'a> {
+        Bucket { db: self, root: Root::Page(self.meta.root), sequence: 0 }
+    }
+
+    fn page(&self, id: u64, owner: u64) -> Result<Page<'_>, Corrupt> {
+        if id < 2 || id >= self.meta.high_water {
+            return Err(Corrupt { at: 0, why: "a page number is outside the tree's pages" });
+        }
+        let page = Page::of_file(self.file, self.meta.page_size, id)?;
+        let seen = *self.owners.borrow_mut().entry(id).or_insert(owner);
+        if seen == owner { Ok(page) } else { Err(Corrupt { at: 0, why: "a page belongs to two buckets" }) }
+    }
+}
+
+/// Looks for the second meta where a file of each page size would have it.
+fn second_meta(file: &[u8]) -> Result<Meta, Corrupt> {
+    let candidates = (0..15).map(|i| 1024 << i).filter_map(|at| Meta::read(file, at).ok().map(|meta| (at, meta)));
+    let found = candidates.filter(|(at, meta)| *at == meta.page_size).map(|(_, meta)| meta).next();
+    found.ok_or(Corrupt { at: 0, why: "neither meta page is valid" })
+}
+
+impl<'d> Bucket<'d> {
+    /// A bucket from its value in the parent's leaf; `at` is where the value starts in the file.
+    fn open(db: &'d Db<'d>, value: &'d [u8], at: usize) -> Result<Self, Corrupt> {
+        let place = |e: Corrupt| Corrupt { at: at + e.at, ..e };
+        let (root, sequence) = (u64_at(value, 0).map_err(place)?, u64_at(value, 8).map_err(place)?);
+        // Root page 0 means the bucket is inline: its page follows the header in this value (bucket.go, openBucket).
+        let root = match root {
+            0 => Root::Inline(Page::inline(value.get(HEADER..).unwrap_or_default(), at + HEADER)?),
+            id => Root::Page(id),
+        };
+        Ok(Self { db, root, sequence })
+    }
+
+    fn root_page(&self) -> Result<Page<'d>, Corrupt> {
+        match self.root {
+            Root::Page(id) => self.db.page(id, id),
+            Root::Inline(page) => Ok(page),
+        }
+    }
+
+    fn child(&self, id: u64) -> Result<Page<'d>, Corrupt> {
+        match self.root {
+            Root::Page(owner) => self.db.page(id, owner),
+            Root::Inline(_) => Err(Corrupt { at: 0, why: "an inline bucket has a branch page" }),
+        }
+    }
+
+    fn item(&self, page: Page<'d>, i: usize) -> Result<(&'d [u8], Item<'d>), Corrupt> {
+        let leaf = page.leaf(i)?;
+        let item = match leaf.is_bucket {
+            true => Item::Bucket(Bucket::open(self.db, leaf.value, leaf.at)?),
+            false => Item::Value(leaf.value),
+        };
+        Ok((leaf.key, item))
+    }
+
+    /// What stands under `key`.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Item<'d>>, Corrupt> {
+        let mut page = self.root_page()?;
+        for _ in 0..MAX_DEPTH {
+            if page.flags != BRANCH {
+                let at = partition(page.count, |i| Ok(page.leaf(i)?.key < key))?;
+                return match at < page.count && page.leaf(at)?.key == key {
+                    true => self.item(page, at).map(|(_, item)| Some(item)),
+                    false => Ok(None),
+                };
+            }
+            // The last element that is not greater holds the key; below the first, the first (cursor.go, searchPage).
+            let after = partition(page.count, |i| Ok(page.branch(i)?.0 <= key))?;
+            page = self.child(page.branch(after.saturating_sub(1))?.1)?;
+        }
+        Err(Corrupt { at: 0, why: "the tree is too deep" })
+    }
+
+    /// The bucket under `key`, if there is one.
+    pub fn bucket(&self, key: impl AsRef<[u8]>) -> Result<Option<Bucket<'d>>, Corrupt> {
+        Ok(self.get(key.as_ref())?.and_then(|item| match item {
+            Item::Bucket(bucket) => Some(bucket),
+            Item::Value(_) => None,
+        }))
+    }
+
+    /// The bytes under `key`, if they are no bucket.
+    pub fn value(&self, key: impl AsRef<[u8]>) -> Result<Option<&'d [u8]>, Corrupt> {
+        Ok(self.get(key.as_ref())?.and_then(|item| match item {
+            Item::Value(value) => Some(value),
+            Item::Bucket(_) => None,
+        }))
+    }
+
+    /// All entries in key order. What cannot be read comes as an error, and the walk goes on behind it.
+    pub fn iter(&self) -> Iter<'d> {
+        Iter { bucket: *self, stack: Vec::new(), seen: HashSet::new(), started: false, last: None }
+    }
+
+    /// The buckets right below this one, with their keys; plain values are passed over.
+    pub fn buckets(&self) -> impl Iterator<Item = Result<(&'d [u8], Bucket<'d>), Corrupt>> + use<'d> {
+        self.iter().filter_map(|entry| match entry {
+            Ok((key, Item::Bucket(bucket))) => Some(Ok((key, bucket))),
+            Ok((_, Item::Value(_))) => None,
+            Err(e) => Some(Err(e)),
+        })
+    }
+}
+
+/// The first index in `0..count` for which `before` is false (binary search that may fail).
+fn partition(count: usize, before: impl Fn(usize) -> Result<bool, Corrupt>) -> Result<usize, Corrupt> {
+    let (mut low, mut high) = (0, count);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if before(middle)? { low = middle + 1 } else { high = middle }
+    }
+    Ok(low)
+}
+
+/// A walk through one bucket. Each page is entered once, so it ends after at most every element of the file.
+pub struct Iter<'d> {
+    bucket: Bucket<'d>,
+    /// Pages from the root down, each with its next element.
+    stack: Vec<(Page<'d>, usize)>,
+    seen: HashSet<u64>,
+    started: bool,
+    last: Option<&'d [u8]>,
+}
+
+impl<'d> Iter<'d> {
+    fn step(&mut self) -> Result<Option<(&'d [u8], Item<'d>)>, Corrupt> {
+        if !self.started {
+            self.started = true;
+            self.stack.push((self.bucket.root_page()?, 0));
+        }
+        while let Some((page, next)) = self.stack.last_mut() {
+            let (page, i) = (*page, *next);
+            *next += 1;
+            if i >= page.count {
+                self.stack.pop();
+            } else if page.flags == BRANCH {
+                let child = self.descend(page.branch(i)?.1)?;
+                self.stack.push((child, 0));
+            } else {
+                self.ascending(page.leaf(i)?.key)?;
+                return self.bucket.item(page, i).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    fn descend(&mut self, id: u64) -> Result<Page<'d>, Corrupt> {
+        if self.stack.len() >= MAX_DEPTH {
+            return Err(Corrupt { at: 0, why: "the tree is too deep" });
+        }
+        if !self.seen.insert(id) {
+            return Err(Corrupt { at: 0, why: "a page hangs in the tree twice" });
+        }
+        self.bucket.child(id)
+    }
+
+    fn ascending(&mut self, key: &'d [u8]) -> Result<(), Corrupt> {
+        if self.last.is_some_and(|last| last >= key) {
+            return Err(Corrupt { at: 0, why: "keys are out of order" });
+        }
+        self.last = Some(key);
+        Ok(())
+    }
+}
+
+impl<'d> Iterator for Iter<'d> {
+    type Item = Result<(&'d [u8], Item<'d>), Corrupt>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.step().transpose()
+    }
+}

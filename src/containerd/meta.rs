@@ -1,0 +1,212 @@
+//! meta.db: what containerd knows of containers, images and snapshots, by namespace.
+//!
+//! ```text
+//! v1/version                                    3 (1.6, 1.7) or 4 (2.x)
+//! v1/<ns>/images/<name>/target/{digest,mediatype,size}
+//! v1/<ns>/containers/<id>/{image,snapshotter,snapshotKey,spec,createdat,labels/…,runtime/{name,options}}
+//! v1/<ns>/snapshots/<snapshotter>/<key>/{name,parent}
+//! ```
+//! Source: containerd `core/metadata/buckets.go`; the code's keys, where its comment differs.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use jiff::Timestamp;
+
+use crate::{
+    bolt::{Bucket, Db},
+    corrupt::Corrupt,
+    digest::Digest,
+    error::{Error, In, Result},
+    host::{Host, database},
+    id::{ContainerRef, Namespace, SnapshotKey, SnapshotName},
+    record,
+};
+
+/// Schema versions we know (`core/metadata/db.go`, `dbVersion`).
+const KNOWN_VERSIONS: std::ops::RangeInclusive<i64> = 1..=4;
+
+/// A copy of meta.db in memory.
+pub struct MetaDb {
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+/// A container's record.
+#[derive(Debug, Clone)]
+pub struct Container {
+    /// Namespace and id.
+    pub name: ContainerRef,
+    /// The *name* of its image; may be empty.
+    pub image: String,
+    /// Which snapshotter has its files; may be empty.
+    pub snapshotter: String,
+    /// Its snapshot there.
+    pub snapshot_key: SnapshotKey,
+    /// The shim: `io.containerd.runc.v2`, …
+    pub runtime: String,
+    /// A protobuf Any, verbatim; empty when absent.
+    pub runtime_options: Vec<u8>,
+    /// A protobuf Any that holds the runtime spec's JSON, verbatim; empty when absent.
+    pub spec: Vec<u8>,
+    /// The record's labels.
+    pub labels: BTreeMap<String, String>,
+    /// When the record was made.
+    pub created_at: Option<Timestamp>,
+}
+
+/// An image's record.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// The name, exactly.
+    pub name: String,
+    /// The index or manifest it stands for.
+    pub digest: Digest,
+    /// The target's media type.
+    pub media_type: String,
+    /// The target's size in bytes.
+    pub size: u64,
+}
+
+/// A snapshot's record.
+#[derive(Debug, Clone)]
+pub struct SnapshotRecord {
+    /// Its name in the snapshotter's own database: stored, never rebuilt.
+    pub name: SnapshotName,
+    /// Its parent's key in this namespace.
+    pub parent: Option<SnapshotKey>,
+}
+
+impl MetaDb {
+    /// Where containerd keeps it.
+    pub fn path(host: &Host) -> PathBuf {
+        host.root.join("io.containerd.metadata.v1.bolt/meta.db")
+    }
+
+    /// Reads the host's meta.db into memory.
+    pub fn read(host: &Host) -> Result<Self> {
+        let path = Self::path(host);
+        let bytes = database::read(host, &path).map_err(|e| explain(host, e))?;
+        let meta = Self { path, bytes };
+        meta.with(|v1| {
+            let version = v1.value("version")?.map_or(Ok(1), record::varint)?;
+            let known = KNOWN_VERSIONS.contains(&version);
+            if known {
+                Ok(())
+            } else {
+                Err(Corrupt { at: 0, why: "a schema version we do not know (1 to 4 are known)" })
+            }
+        })?;
+        Ok(meta)
+    }
+
+    /// Runs `read` on the bucket `v1`.
+    fn with<T>(&self, read: impl FnOnce(Bucket<'_>) -> Result<T, Corrupt>) -> Result<T> {
+        let open = || {
+            let db = Db::open(&self.bytes)?;
+            let v1 =
+                db.root().bucket("v1")?.ok_or(Corrupt { at: 0, why: "no bucket v1: not a containerd database" })?;
+            read(v1)
+        };
+        open().within(&self.path)
+    }
+
+    /// Calls `each` with every container record, in order of namespace and id; a record that cannot be read
+    /// comes as an error and hides no other.
+    pub fn for_each_container(&self, mut each: impl FnMut(Result<Container>)) -> Result<()> {
+        self.with(|v1| {
+            for namespace in v1.buckets() {
+                match namespace.and_then(|(name, bucket)| Ok((name, bucket.bucket("containers")?))) {
+                    Ok((name, Some(containers))) => {
+                        for entry in containers.buckets() {
+                            let record = entry.and_then(|(id, record)| container(name, id, &record));
+                            each(record.within(&self.path));
+                        }
+                    }
+                    Ok((_, None)) => {}
+                    Err(e) => each(Err(e).within(&self.path)),
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// One container's record.
+    pub fn container(&self, who: &ContainerRef) -> Result<Option<Container>> {
+        let (namespace, id) = (who.namespace.as_str(), who.id.as_str());
+        self.with(|v1| match path(v1, &[namespace, "containers", id])? {
+            Some(record) => container(namespace.as_bytes(), id.as_bytes(), &record).map(Some),
+            None => Ok(None),
+        })
+    }
+
+    /// The record of the image called exactly `name`.
+    pub fn image(&self, namespace: &Namespace, name: &str) -> Result<Option<Image>> {
+        self.with(|v1| match path(v1, &[namespace.as_str(), "images", name])? {
+            Some(record) => image(name, &record).map(Some),
+            None => Ok(None),
+        })
+    }
+
+    /// The record of a snapshot.
+    pub fn snapshot(&self, ns: &Namespace, snapshotter: &str, key: &SnapshotKey) -> Result<Option<SnapshotRecord>> {
+        self.with(|v1| {
+            let Some(record) = path(v1, &[ns.as_str(), "snapshots", snapshotter, &key.0])? else { return Ok(None) };
+            let parent = Some(record::text(&record, "parent")?).filter(|p| !p.is_empty()).map(SnapshotKey);
+            Ok(Some(SnapshotRecord { name: SnapshotName(record::text(&record, "name")?), parent }))
+        })
+    }
+}
+
+/// A missing or unreadable database is the first thing a user meets: say where we looked and what to try.
+fn explain(host: &Host, error: Error) -> Error {
+    if error.is_missing_file() {
+        return Error::NotFound {
+            what: format!("a containerd store in {} (no io.containerd.metadata.v1.bolt/meta.db)", host.root.display()),
+            hint: "name its directory with --root, or the other host's mount point with --sysroot".into(),
+        };
+    }
+    if error.is_permission() {
+        return Error::Unsupported {
+            what: format!("{} may not be read by this user", MetaDb::path(host).display()),
+            hint: "containerd's stores belong to root: run as root (sudo dewar …)".into(),
+        };
+    }
+    error
+}
+
+fn path<'d>(bucket: Bucket<'d>, keys: &[&str]) -> Result<Option<Bucket<'d>>, Corrupt> {
+    keys.iter().try_fold(Some(bucket), |at, key| at.map_or(Ok(None), |bucket| bucket.bucket(key)))
+}
+
+fn container(namespace: &[u8], id: &[u8], record: &Bucket<'_>) -> Result<Container, Corrupt> {
+    let runtime = record.bucket("runtime")?;
+    let bytes = |bucket: &Bucket<'_>, key: &str| Ok(bucket.value(key)?.unwrap_or_default().to_vec());
+    Ok(Container {
+        name: ContainerRef { namespace: identifier(namespace)?, id: identifier(id)? },
+        image: record::text(record, "image")?,
+        snapshotter: record::text(record, "snapshotter")?,
+        snapshot_key: SnapshotKey(record::text(record, "snapshotKey")?),
+        runtime: runtime.as_ref().map_or(Ok(String::new()), |r| record::text(r, "name"))?,
+        runtime_options: runtime.as_ref().map_or(Ok(Vec::new()), |r| bytes(r, "options"))?,
+        spec: bytes(record, "spec")?,
+        labels: record::texts(record, "labels")?,
+        created_at: record.value("createdat")?.and_then(|bytes| record::time(bytes).ok()),
+    })
+}
+
+fn identifier<T: std::str::FromStr>(bytes: &[u8]) -> Result<T, Corrupt> {
+    let text = std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok());
+    text.ok_or(Corrupt { at: 0, why: "a record's name is no identifier" })
+}
+
+fn image(name: &str, record: &Bucket<'_>) -> Result<Image, Corrupt> {
+    let target = record.bucket("target")?.ok_or(Corrupt { at: 0, why: "an image record has no target" })?;
+    let digest = record::text(&target, "digest")?.parse();
+    let size = target.value("size")?.map_or(Ok(0), record::varint)?;
+    Ok(Image {
+        name: name.to_owned(),
+        digest: digest.map_err(|_| Corrupt { at: 0, why: "an image's digest is not sha256:<64 hex>" })?,
+        media_type: record::text(&target, "mediatype")?,
+        size: u64::try_from(size).map_err(|_| Corrupt { at: 0, why: "an image's size is negative" })?,
+    })
+}

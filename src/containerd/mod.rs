@@ -1,0 +1,5 @@
+//! containerd's own records: meta.db, the content store, the runtime v2 state directory.
+
+pub mod content;
+pub mod meta;
+pub mod task;

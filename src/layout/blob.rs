@@ -1,0 +1,66 @@
+//! Writing a blob: hashed as it passes, synced, and named by its digest once complete.
+
+use std::{
+    fs,
+    io::{self, BufWriter, Write},
+    path::PathBuf,
+};
+
+use tempfile::NamedTempFile;
+
+use crate::{
+    digest::{Digest, Hasher},
+    error::{At, Result},
+    interrupt,
+};
+
+/// Bytes that are in the layout, or in a staging that will land in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blob {
+    /// Of the bytes as stored.
+    pub digest: Digest,
+    /// In bytes.
+    pub size: u64,
+}
+
+/// A blob being written. Dropped before [`BlobWriter::complete`], it leaves nothing.
+pub struct BlobWriter {
+    dir: PathBuf,
+    file: BufWriter<NamedTempFile>,
+    hasher: Hasher,
+    size: u64,
+}
+
+impl BlobWriter {
+    pub(super) fn begin(dir: PathBuf) -> Result<Self> {
+        let file = tempfile::Builder::new().prefix(".part-").tempfile_in(&dir).at("write into", &dir)?;
+        Ok(Self { dir, file: BufWriter::with_capacity(1 << 20, file), hasher: Hasher::default(), size: 0 })
+    }
+
+    /// Flushes, syncs and names the blob. Failures are errors like any other: a full disk shows here at the latest.
+    pub fn complete(self) -> Result<Blob> {
+        let file = self.file.into_inner().map_err(io::IntoInnerError::into_error).at("write into", &self.dir)?;
+        file.as_file().sync_all().at("sync a blob in", &self.dir)?;
+        let digest = self.hasher.finish();
+        let target = self.dir.join(digest.to_hex());
+        let (_, path) = file.into_parts();
+        fs::rename(&path, &target).at("rename a blob to", &target)?;
+        // The name is free for another file now; the guard must not remove that one.
+        let _ = path.keep();
+        Ok(Blob { digest, size: self.size })
+    }
+}
+
+impl Write for BlobWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        interrupt::check().map_err(|_| io::Error::from(io::ErrorKind::Other))?;
+        let taken = self.file.write(bytes)?;
+        self.hasher.update(bytes.get(..taken).unwrap_or_default());
+        self.size += taken as u64;
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}

@@ -1,0 +1,47 @@
+//! `index.json`: read, and replaced under the layout's lock.
+
+use std::fs;
+
+use super::{Layout, Staging, replace};
+use crate::{
+    error::{At, Error, Result},
+    oci::image::{Descriptor, Index},
+};
+
+/// More entries than any layout holds; a larger file is an attack.
+const MAX_INDEX: u64 = 64 << 20;
+
+impl Layout {
+    /// Its `index.json`.
+    pub fn index(&self) -> Result<Index> {
+        let path = self.dir.join("index.json");
+        let size = fs::metadata(&path).at("read", &path)?.len();
+        if size > MAX_INDEX {
+            return Err(Error::malformed(path, "is larger than 64 MiB"));
+        }
+        let bytes = fs::read(&path).at("read", &path)?;
+        serde_json::from_slice(&bytes).map_err(|e| Error::malformed(path, e))
+    }
+
+    /// Lands the staging's blobs and adds `entries` to `index.json`, in their order: the one step that a reader sees.
+    /// An entry whose name is taken replaces the old one; one that is there already, name and digest, stays where it is.
+    pub fn commit(&self, staging: &Staging, entries: &[Descriptor]) -> Result<()> {
+        let _turn = self.lock()?;
+        let mut index = self.index()?;
+        staging.land()?;
+        for entry in entries {
+            add(&mut index.manifests, entry);
+        }
+        let bytes = serde_json::to_vec(&index).map_err(|e| Error::malformed(self.dir.join("index.json"), e))?;
+        replace(&self.dir, "index.json", &bytes)
+    }
+}
+
+fn add(manifests: &mut Vec<Descriptor>, entry: &Descriptor) {
+    let same_name = |old: &Descriptor| old.name().is_some() && old.name() == entry.name();
+    if manifests.iter().any(|old| same_name(old) && old.digest == entry.digest) {
+        return;
+    }
+    manifests.retain(|old| !same_name(old));
+    manifests.push(entry.clone());
+}

@@ -1,0 +1,137 @@
+//! OCI image layouts: opened, written to, and committed so that a crash at any instant leaves the old one.
+//!
+//! ```text
+//! LAYOUT/oci-layout
+//! LAYOUT/index.json                 replaced last, by rename, under a lock on LAYOUT itself
+//! LAYOUT/blobs/sha256/<hex>
+//! LAYOUT/.dewar-<random>/           one run's staging, locked while that run lives; the next run removes dead ones
+//!     blobs/<hex>                   complete and synced, not yet in the layout
+//!     landing                       names that the commit under way adds, so that its ruins can be told
+//!     …                             CRIU's images and what else is on its way
+//! ```
+//! No file of ours stays in a layout: `ctr images import` would take it for a blob.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    digest::Digest,
+    error::{At, Error, Result},
+};
+
+pub mod archive;
+pub mod blob;
+pub mod index;
+pub mod read;
+mod staging;
+
+pub use blob::{Blob, BlobWriter};
+pub use staging::Staging;
+
+/// The content of `oci-layout` (OCI image spec, `image-layout.md`).
+const MARKER: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
+/// An index without entries.
+const EMPTY_INDEX: &str = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
+
+/// An OCI image layout on disk.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    dir: PathBuf,
+}
+
+impl Layout {
+    /// Opens an existing layout for reading.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let marker = dir.join("oci-layout");
+        let bytes = match fs::read(&marker) {
+            Ok(bytes) => bytes,
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Err(Error::NotFound {
+                    what: format!("an OCI image layout at {} (no oci-layout in it)", dir.display()),
+                    hint: "name the directory that dewar checkpoint wrote with -o".into(),
+                });
+            }
+            Err(e) => return Err(e).at("read", marker),
+        };
+        let version = serde_json::from_slice::<serde_json::Value>(&bytes).map_err(|e| Error::malformed(&marker, e))?;
+        match version.get("imageLayoutVersion").and_then(|v| v.as_str()) {
+            Some("1.0.0") => Ok(Self { dir: dir.to_owned() }),
+            _ => Err(Error::malformed(marker, "is of a layout version other than 1.0.0, the only one there is")),
+        }
+    }
+
+    /// Opens the layout at `dir` or makes an empty one there. What exists and is no layout is left alone.
+    pub fn open_or_create(dir: &Path) -> Result<Self> {
+        match fs::read_dir(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Self::create(dir),
+            Err(e) if e.kind() == io::ErrorKind::NotADirectory => Err(not_a_layout(dir, "is a file")),
+            Err(e) => Err(e).at("open", dir),
+            Ok(_) if dir.join("oci-layout").exists() => Self::open(dir),
+            Ok(entries) => {
+                let mut names = entries.filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned()));
+                match names.find(|name| !staging::is_staging(name) && name != "blobs" && name != "index.json") {
+                    Some(name) => Err(not_a_layout(dir, &format!("holds {name:?} but no oci-layout"))),
+                    None => Self::create(dir),
+                }
+            }
+        }
+    }
+
+    /// The marker comes last: a directory with it is a whole layout.
+    fn create(dir: &Path) -> Result<Self> {
+        private_dirs(&dir.join("blobs/sha256"))?;
+        fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).at("make private", dir)?;
+        if !dir.join("index.json").exists() {
+            replace(dir, "index.json", EMPTY_INDEX.as_bytes())?;
+        }
+        replace(dir, "oci-layout", MARKER.as_bytes())?;
+        Ok(Self { dir: dir.to_owned() })
+    }
+
+    /// Where it lies.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where a blob lies if it is there.
+    pub fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.dir.join("blobs/sha256").join(digest.to_hex())
+    }
+
+    /// Waits for the layout's lock: a `flock` on its directory, so that no lock file stays behind.
+    fn lock(&self) -> Result<File> {
+        let dir = File::open(&self.dir).at("open", &self.dir)?;
+        dir.lock().at("lock", &self.dir)?;
+        Ok(dir)
+    }
+}
+
+fn not_a_layout(dir: &Path, why: &str) -> Error {
+    Error::Unsupported {
+        what: format!("{} exists and is no OCI image layout ({why}); nothing was written", dir.display()),
+        hint: "choose a new or empty directory, or an existing layout".into(),
+    }
+}
+
+/// Makes directories that only their owner can enter: memory holds secrets.
+fn private_dirs(dir: &Path) -> Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).at("create", dir)
+}
+
+/// Replaces a file by rename, synced before and after, so that a reader sees the old or the new one.
+fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let mut file = tempfile::Builder::new().prefix(".dewar-").tempfile_in(dir).at("write into", dir)?;
+    let target = dir.join(name);
+    io::Write::write_all(&mut file, bytes).at("write", &target)?;
+    file.as_file().sync_all().at("sync", &target)?;
+    file.persist(&target).map_err(|e| e.error).at("replace", &target)?;
+    sync_dir(dir)
+}
+
+fn sync_dir(dir: &Path) -> Result<()> {
+    File::open(dir).and_then(|d| d.sync_all()).at("sync", dir)
+}

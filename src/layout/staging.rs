@@ -1,0 +1,158 @@
+//! One run's private folder inside the layout, on the same file system; gone when the run ends, however it ends.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use tempfile::TempDir;
+
+use super::{Blob, BlobWriter, Layout, private_dirs, read, sync_dir};
+use crate::{
+    digest::Digest,
+    error::{At, Result},
+};
+
+const PREFIX: &str = ".dewar-";
+
+/// True for what a run leaves in a layout only if it was killed.
+pub(super) fn is_staging(name: &str) -> bool {
+    name.starts_with(PREFIX)
+}
+
+/// A run's staging folder. Blobs completed in it enter the layout when [`Layout::commit`] takes it.
+pub struct Staging {
+    layout: Layout,
+    dir: TempDir,
+    /// Locked as long as we live; so a later run can tell a dead staging folder from a busy one.
+    _lock: File,
+}
+
+impl Layout {
+    /// Begins a run: removes what killed runs left, and makes a staging folder.
+    pub fn stage(&self) -> Result<Staging> {
+        let _turn = self.lock()?;
+        self.sweep()?;
+        let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&self.dir).at("write into", &self.dir)?;
+        let lock = File::open(dir.path()).at("open", dir.path())?;
+        lock.lock().at("lock", dir.path())?;
+        private_dirs(&dir.path().join("blobs"))?;
+        Ok(Staging { layout: self.clone(), dir, _lock: lock })
+    }
+
+    /// Removes the staging of runs that were killed. While another run is busy nothing is touched: it may rely on
+    /// blobs that a killed one had brought in.
+    fn sweep(&self) -> Result<()> {
+        let mut dead = Vec::new();
+        for entry in fs::read_dir(&self.dir).at("read", &self.dir)? {
+            let path = entry.at("read", &self.dir)?.path();
+            if !path.file_name().is_some_and(|name| is_staging(&name.to_string_lossy())) {
+                continue;
+            }
+            match File::open(&path).at("open", &path)?.try_lock() {
+                Ok(()) => dead.push(path),
+                Err(_) => return Ok(()),
+            }
+        }
+        dead.iter().try_for_each(|staging| self.remove_ruins(staging))
+    }
+
+    /// A run killed while it committed may have moved blobs in that no index names.
+    fn remove_ruins(&self, staging: &Path) -> Result<()> {
+        if let Ok(landing) = fs::read_to_string(staging.join("landing")) {
+            let named = read::reachable(self)?;
+            let digests = landing.lines().filter_map(|line| line.parse::<Digest>().ok());
+            for digest in digests.filter(|d| !named.contains(d)) {
+                remove_if_there(&self.blob_path(&digest))?;
+            }
+        }
+        let gone = if staging.is_dir() { fs::remove_dir_all(staging) } else { fs::remove_file(staging) };
+        gone.at("remove", staging)
+    }
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).at("remove", path),
+        _ => Ok(()),
+    }
+}
+
+impl Staging {
+    /// A new private folder in the staging, for images and other things on their way.
+    pub fn folder(&self, name: &str) -> Result<PathBuf> {
+        let path = self.dir.path().join(name);
+        private_dirs(&path)?;
+        Ok(path)
+    }
+
+    /// A new private file in the staging.
+    pub fn file(&self, name: &str) -> Result<File> {
+        let path = self.path(name);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(0o600).open(&path).at("create", path)
+    }
+
+    /// The path of something in the staging.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Begins a blob.
+    pub fn blob(&self) -> Result<BlobWriter> {
+        BlobWriter::begin(self.dir.path().join("blobs"))
+    }
+
+    /// A small blob at once.
+    pub fn blob_of(&self, bytes: &[u8]) -> Result<Blob> {
+        let mut writer = self.blob()?;
+        writer.write_all(bytes).at("write", self.dir.path())?;
+        writer.complete()
+    }
+
+    /// The blob if the layout or this staging has it already, with the size it should have.
+    pub fn has(&self, digest: &Digest, size: u64) -> bool {
+        let found = |path: PathBuf| fs::symlink_metadata(path).is_ok_and(|m| m.is_file() && m.len() == size);
+        found(self.layout.blob_path(digest)) || found(self.dir.path().join("blobs").join(digest.to_hex()))
+    }
+
+    /// Bytes of a blob of the layout or of this staging.
+    pub fn read_blob(&self, digest: &Digest) -> Result<Vec<u8>> {
+        let staged = self.dir.path().join("blobs").join(digest.to_hex());
+        let path = if staged.exists() { staged } else { self.layout.blob_path(digest) };
+        fs::read(&path).at("read", path)
+    }
+
+    /// Moves every completed blob into the layout. The caller holds the layout's lock.
+    pub(super) fn land(&self) -> Result<()> {
+        let from = self.dir.path().join("blobs");
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&from).at("read", &from)? {
+            names.push(entry.at("read", &from)?.file_name().to_string_lossy().into_owned());
+        }
+        let digests = names.iter().filter_map(|hex| format!("sha256:{hex}").parse::<Digest>().ok());
+        let new: Vec<Digest> = digests.filter(|d| !self.layout.blob_path(d).exists()).collect();
+        self.announce(&new)?;
+        for digest in &new {
+            let target = self.layout.blob_path(digest);
+            fs::rename(from.join(digest.to_hex()), &target).at("move a blob to", target)?;
+        }
+        sync_dir(&self.layout.dir.join("blobs/sha256"))
+    }
+
+    fn announce(&self, digests: &[Digest]) -> Result<()> {
+        let path = self.path("landing");
+        let text: String = digests.iter().map(|d| format!("{d}\n")).collect();
+        let mut file = File::create(&path).at("write", &path)?;
+        file.write_all(text.as_bytes()).at("write", &path)?;
+        file.sync_all().at("sync", &path)
+    }
+
+    /// Ends the run.
+    pub fn close(self) -> Result<()> {
+        let path = self.dir.path().to_owned();
+        self.dir.close().at("remove", path)
+    }
+}
