@@ -98,7 +98,7 @@ impl fmt::Display for SnapshotId {
 }
 
 /// A process, told apart from a later one with the same pid by when it started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct TaskPid {
     /// The pid in our pid namespace.
     pub pid: i32,

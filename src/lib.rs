@@ -9,7 +9,9 @@ pub mod id;
 pub mod interrupt;
 // Floor 1: formats.
 pub mod bolt;
+pub mod criu;
 pub mod oci;
+pub mod pax;
 pub mod proto;
 pub mod record;
 // Floor 2: stores.
@@ -18,3 +20,13 @@ pub mod host;
 pub mod layout;
 pub mod runtime;
 pub mod snapshotter;
+pub mod tree;
+// Floor 3: acts.
+pub mod binds;
+pub mod bundle;
+pub mod dump;
+pub mod freeze;
+pub mod image;
+pub mod rw;
+// Floor 4: jobs.
+pub mod job;

@@ -33,8 +33,8 @@ pub struct Host {
     pub criu: PathBuf,
     /// Our own program, started anew as the watchdog.
     pub dewar: PathBuf,
-    /// The stores belong to this machine as it runs now; false for a mounted image of another (`--sysroot`).
-    pub is_live: bool,
+    /// The mounted file system of another machine whose stores these are: then no process here is of theirs.
+    pub sysroot: Option<PathBuf>,
     /// Read the databases beside a running daemon.
     pub daemon_running: bool,
 }
@@ -50,7 +50,7 @@ impl Default for Host {
             run: "/run/dewar".into(),
             criu: "criu".into(),
             dewar: "/proc/self/exe".into(),
-            is_live: true,
+            sysroot: None,
             daemon_running: false,
         }
     }
@@ -79,7 +79,7 @@ impl Host {
 
     /// True while exactly that process lives: same start time, neither zombie nor dead.
     pub fn is_alive(&self, task: TaskPid) -> Result<bool> {
-        let stat = if self.is_live { self.proc_stat(task.pid)? } else { None };
+        let stat = if self.sysroot.is_none() { self.proc_stat(task.pid)? } else { None };
         Ok(stat.is_some_and(|s| s.started == task.started && !matches!(s.state, 'Z' | 'X' | 'x')))
     }
 

@@ -37,6 +37,11 @@ impl BlobWriter {
         Ok(Self { dir, file: BufWriter::with_capacity(1 << 20, file), hasher: Hasher::default(), size: 0 })
     }
 
+    /// Completes the blob if its digest is `expected`; otherwise it leaves nothing and returns `None`.
+    pub fn complete_as(self, expected: &Digest) -> Result<Option<Blob>> {
+        if self.hasher.clone().finish() == *expected { self.complete().map(Some) } else { Ok(None) }
+    }
+
     /// Flushes, syncs and names the blob. Failures are errors like any other: a full disk shows here at the latest.
     pub fn complete(self) -> Result<Blob> {
         let file = self.file.into_inner().map_err(io::IntoInnerError::into_error).at("write into", &self.dir)?;

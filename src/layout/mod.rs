@@ -28,6 +28,7 @@ pub mod blob;
 pub mod index;
 pub mod read;
 mod staging;
+pub mod untar;
 
 pub use blob::{Blob, BlobWriter};
 pub use staging::Staging;

@@ -10,7 +10,8 @@ use crate::{
 pub mod runc;
 
 /// Which cgroup interface holds the container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum CgroupVersion {
     /// Version 1: the freezer is a hierarchy of its own (`freezer.state`).
     V1,

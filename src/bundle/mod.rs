@@ -1,0 +1,73 @@
+//! The bundle: what all acts brought, written in one output format and committed in one step.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use crate::{
+    containerd::meta::Container,
+    error::Result,
+    image::Base,
+    layout::{Blob, Layout, Staging},
+    oci::image::Descriptor,
+    proto::CheckpointOptions,
+    rw::Layer,
+};
+
+pub mod containerd;
+
+/// All that goes into one checkpoint.
+pub struct Parts {
+    /// The container's record.
+    pub container: Container,
+    /// The base image; `None` when the records name none.
+    pub base: Option<Base>,
+    /// The image's files with the rw layer on top; `None` when the base is not wholly here.
+    pub committed: Option<Descriptor>,
+    /// The rw layer; `None` when it could not be located.
+    pub layer: Option<Layer>,
+    /// The CRIU tar; `None` without a dump.
+    pub criu: Option<Blob>,
+    /// How it was dumped.
+    pub options: CheckpointOptions,
+    /// Bind mounts' contents, in mount order.
+    pub binds: Vec<Bind>,
+    /// What describes the moment: `org.criu.checkpoint.*`.
+    pub annotations: BTreeMap<String, String>,
+    /// When.
+    pub created: Timestamp,
+    /// The checkpoint's name.
+    pub reference: String,
+}
+
+/// One bind mount's content.
+pub struct Bind {
+    /// Where it was mounted in the container.
+    pub destination: String,
+    /// A plain tar.
+    pub blob: Blob,
+}
+
+/// A committed bundle.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    /// The checkpoint index's entry.
+    pub index: Descriptor,
+    /// Its name.
+    pub reference: String,
+}
+
+/// An output format: puts documents into the staging and says which entries `index.json` gets, in order, the
+/// checkpoint's own last.
+type Write = fn(&Staging, &Parts) -> Result<Vec<Descriptor>>;
+
+/// The formats we write.
+pub const TABLE: &[(&str, Write)] = &[("containerd", containerd::write)];
+
+/// Writes the bundle and commits it. Before the commit a reader sees the layout as it was.
+pub fn write(layout: &Layout, staging: &Staging, parts: &Parts, format: Write) -> Result<Bundle> {
+    let entries = format(staging, parts)?;
+    layout.commit(staging, &entries)?;
+    let index = entries.last().cloned().ok_or_else(|| crate::error::Error::malformed(layout.dir(), "no entry"))?;
+    Ok(Bundle { index, reference: parts.reference.clone() })
+}

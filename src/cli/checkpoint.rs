@@ -1,0 +1,301 @@
+//! `dewar checkpoint`.
+
+use std::{
+    fs::{self, File},
+    io::{self, IsTerminal, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::ValueEnum;
+use dewar::{
+    containerd::meta::{Container, MetaDb},
+    dump,
+    error::{At, Error, Result},
+    host::Host,
+    id::Namespace,
+    interrupt,
+    job::{
+        checkpoint::{self, Memory, Options, Report},
+        locate::{self, with_causes},
+    },
+    layout::{Layout, archive},
+    rw,
+};
+use jiff::Timestamp;
+
+use super::{
+    FAILED, FINDINGS,
+    progress::{self, Progress},
+    render,
+};
+
+/// Arguments of `checkpoint`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// An id, a unique prefix of one, a name, `pod/container`, or `namespace/id`
+    #[arg(value_name = "CONTAINER", required_unless_present = "all")]
+    containers: Vec<String>,
+    /// All containers of the store (or of the namespace)
+    #[arg(long, conflicts_with = "containers")]
+    all: bool,
+    /// A layout's directory, made or added to; a file ending in .tar; or - for a tar on stdout
+    #[arg(short, long, value_name = "LAYOUT")]
+    output: PathBuf,
+    /// Stop the container once the bundle is safely on disk [default: leave it as it is]
+    #[arg(long)]
+    exit: bool,
+    /// Take the contents of bind mounts too
+    #[arg(long)]
+    binds: bool,
+    /// Dump a live task's memory
+    #[arg(long, value_enum, default_value = "auto")]
+    task: Task,
+    /// Only reference the base image; the target must have it
+    #[arg(long)]
+    no_image: bool,
+    /// The checkpoint's name [default: localhost/checkpoint/NAMESPACE/ID:TIME]
+    #[arg(long = "ref", value_name = "NAME")]
+    reference: Option<String>,
+    /// How the rw layer is stored; `ctr containers restore --rw` takes gzip only
+    #[arg(long, value_enum, default_value = "gzip")]
+    compression: Compression,
+    /// Print a report in place of the digests
+    #[arg(long)]
+    json: bool,
+    /// Show the stages on stderr
+    #[arg(long, value_enum, default_value = "auto")]
+    progress: progress::Mode,
+    #[command(flatten)]
+    criu: Criu,
+}
+
+/// What CRIU is asked.
+#[derive(clap::Args)]
+#[command(next_help_heading = "CRIU")]
+struct Criu {
+    /// The CRIU program
+    #[arg(long = "criu", value_name = "PATH", default_value = "criu")]
+    program: PathBuf,
+    /// Dump established TCP connections (a restore must allow them too)
+    #[arg(long)]
+    tcp_established: bool,
+    /// Dump unix sockets whose other end is outside the container
+    #[arg(long)]
+    ext_unix_sk: bool,
+    /// Dump file locks
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
+    file_locks: bool,
+    /// The container's session or terminal belongs to a shell outside
+    #[arg(long)]
+    shell_job: bool,
+    /// How the network is held while connections are dumped
+    #[arg(long, value_enum, default_value = "auto", value_name = "METHOD")]
+    network_lock: NetworkLock,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Task {
+    /// If there is a live task; what CRIU refuses becomes a finding
+    Auto,
+    /// Or write nothing at all
+    Always,
+    /// Files only
+    Never,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Compression {
+    Gzip,
+    Zstd,
+    None,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum NetworkLock {
+    /// None when no connection is open; else nftables or iptables
+    Auto,
+    Skip,
+    Nftables,
+    Iptables,
+}
+
+/// Checkpoints each container; one that fails does not keep the others back.
+pub fn run(args: &Args, mut host: Host, namespace: Option<&Namespace>, out: &mut dyn Write) -> Result<ExitCode> {
+    host.criu.clone_from(&args.criu.program);
+    let options = options(args)?;
+    let meta = MetaDb::read(&host)?;
+    let containers = containers(args, &meta, namespace)?;
+    let output = Output::open(&args.output)?;
+    let mut reports = Vec::new();
+    let mut worst = 0;
+    for container in containers {
+        let name = container.name.clone();
+        match one(&host, &meta, container, &output, &options, args.progress) {
+            Ok(report) => {
+                report.notes.iter().chain(&report.findings).for_each(|f| render::warn(&format!("{name}: {f}")));
+                worst = worst.max(if report.findings.is_empty() { 0 } else { FINDINGS });
+                reports.push(report);
+            }
+            Err(e) if interrupt::check().is_err() => {
+                return Err(if reports.is_empty() { e } else { Error::Interrupted });
+            }
+            Err(e) => {
+                render::warn(&format!("{name}: {}", with_causes(&e)));
+                if let Error::Criu { log, .. } = &e {
+                    log.iter().for_each(|line| render::warn(&format!("  {line}")));
+                }
+                worst = FAILED;
+            }
+        }
+    }
+    // The result is told only once it is where the user wants it.
+    output.finish(out, !reports.is_empty())?;
+    match args.output == Path::new("-") {
+        true => tell(args, &reports, &mut io::stderr())?,
+        false => tell(args, &reports, out)?,
+    }
+    Ok(ExitCode::from(worst))
+}
+
+fn one(
+    host: &Host,
+    meta: &MetaDb,
+    container: Container,
+    output: &Output,
+    options: &Options,
+    mode: progress::Mode,
+) -> Result<Report> {
+    let progress = Progress::new(mode, &container.name.to_string());
+    let target = locate::locate(host, meta, container)?;
+    checkpoint::checkpoint(host, target, output.layout(), options, &|stage| progress.at(stage))
+}
+
+fn tell(args: &Args, reports: &[Report], out: &mut dyn Write) -> Result<()> {
+    if args.json {
+        return render::json(out, &reports);
+    }
+    reports.iter().try_for_each(|report| render::print(out, &report.digest))
+}
+
+fn containers(args: &Args, meta: &MetaDb, namespace: Option<&Namespace>) -> Result<Vec<Container>> {
+    if !args.all {
+        let found: Vec<Container> =
+            args.containers.iter().map(|wanted| locate::find(meta, namespace, wanted)).collect::<Result<_>>()?;
+        return Ok(found);
+    }
+    let mut all = Vec::new();
+    meta.for_each_container(|record| match record {
+        Ok(record) if namespace.is_none_or(|ns| *ns == record.name.namespace) => all.push(record),
+        Ok(_) => {}
+        Err(e) => render::warn(&with_causes(&e)),
+    })?;
+    Ok(all)
+}
+
+fn options(args: &Args) -> Result<Options> {
+    if args.reference.is_some() && (args.all || args.containers.len() > 1) {
+        return Err(Error::Unsupported {
+            what: "--ref names one checkpoint, and several containers were asked for".into(),
+            hint: "leave --ref out, or checkpoint them one by one into the same layout".into(),
+        });
+    }
+    let criu = &args.criu;
+    Ok(Options {
+        memory: match args.task {
+            Task::Auto => Memory::Auto,
+            Task::Always => Memory::Always,
+            Task::Never => Memory::Never,
+        },
+        exit: args.exit,
+        binds: args.binds,
+        image: !args.no_image,
+        reference: args.reference.as_deref().map(checkpoint::qualified).transpose()?,
+        compression: match args.compression {
+            Compression::Gzip => rw::Compression::Gzip,
+            Compression::Zstd => rw::Compression::Zstd,
+            Compression::None => rw::Compression::None,
+        },
+        dump: dump::Options {
+            tcp_established: criu.tcp_established,
+            ext_unix_sk: criu.ext_unix_sk,
+            file_locks: criu.file_locks,
+            shell_job: criu.shell_job,
+            log_level: dump::Options::default().log_level,
+            network_lock: match criu.network_lock {
+                NetworkLock::Auto => dump::NetworkLock::Auto,
+                NetworkLock::Skip => dump::NetworkLock::Skip,
+                NetworkLock::Nftables => dump::NetworkLock::Nftables,
+                NetworkLock::Iptables => dump::NetworkLock::Iptables,
+            },
+        },
+        now: now()?,
+    })
+}
+
+/// `SOURCE_DATE_EPOCH` where it is set (reproducible-builds.org): same stores, same time, same bytes.
+fn now() -> Result<Timestamp> {
+    let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH") else { return Ok(Timestamp::now()) };
+    let seconds = text.to_str().and_then(|t| t.trim().parse().ok());
+    seconds.and_then(|s| Timestamp::from_second(s).ok()).ok_or_else(|| Error::Unsupported {
+        what: format!("SOURCE_DATE_EPOCH is {text:?}, which is no number of seconds since 1970"),
+        hint: "unset it or set it to such a number".into(),
+    })
+}
+
+/// Where the bundle goes: into a layout, or by way of one into a tar.
+enum Output {
+    Directory(Layout),
+    Tar { path: PathBuf, layout: Layout, _folder: tempfile::TempDir },
+    Stdout { layout: Layout, _folder: tempfile::TempDir },
+}
+
+impl Output {
+    fn open(path: &Path) -> Result<Self> {
+        if path == Path::new("-") {
+            if io::stdout().is_terminal() {
+                return Err(Error::Unsupported {
+                    what: "-o - writes a tar to stdout, and that is a terminal".into(),
+                    hint: "redirect it: dewar checkpoint … -o - | ctr images import -".into(),
+                });
+            }
+            let folder = tempfile::Builder::new().prefix("dewar-").tempdir().at("write into", std::env::temp_dir())?;
+            return Ok(Self::Stdout { layout: Layout::open_or_create(folder.path())?, _folder: folder });
+        }
+        if path.extension().is_none_or(|extension| extension != "tar") {
+            return Ok(Self::Directory(Layout::open_or_create(path)?));
+        }
+        if fs::symlink_metadata(path).is_ok() {
+            return Err(Error::Unsupported {
+                what: format!("{} exists and is not overwritten; nothing was written", path.display()),
+                hint: "choose another name".into(),
+            });
+        }
+        let beside = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = tempfile::Builder::new().prefix(".dewar-").tempdir_in(beside).at("write into", beside)?;
+        let layout = Layout::open_or_create(folder.path())?;
+        Ok(Self::Tar { path: path.to_owned(), layout, _folder: folder })
+    }
+
+    fn layout(&self) -> &Layout {
+        match self {
+            Self::Directory(layout) | Self::Tar { layout, .. } | Self::Stdout { layout, .. } => layout,
+        }
+    }
+
+    /// Writes the tar form, if that was asked and there is something in it.
+    fn finish(&self, out: &mut dyn Write, filled: bool) -> Result<()> {
+        match self {
+            Self::Stdout { layout, .. } if filled => archive::write(layout, out),
+            Self::Tar { path, layout, _folder: folder } if filled => {
+                let mut file = tempfile::NamedTempFile::new_in(folder.path()).at("write into", folder.path())?;
+                archive::write(layout, io::BufWriter::with_capacity(1 << 20, file.as_file_mut()))?;
+                file.as_file().sync_all().at("sync", path)?;
+                file.persist_noclobber(path).map_err(|e| e.error).at("create", path)?;
+                let beside = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                File::open(beside).and_then(|dir| dir.sync_all()).at("sync", beside)
+            }
+            _ => Ok(()),
+        }
+    }
+}

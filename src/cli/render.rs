@@ -1,0 +1,49 @@
+//! Text for people: tables, sizes, and names of any bytes made safe for a terminal.
+
+use std::{fmt::Write as _, io::Write};
+
+use dewar::error::{At, Result};
+
+/// A table with a head, its columns as wide as their widest cell.
+pub fn table(out: &mut dyn Write, head: &[&str], rows: &[Vec<String>]) -> Result<()> {
+    let width = |i: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(i)).map(|cell| cell.chars().count());
+        cells.chain([head.get(i).map_or(0, |h| h.len())]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let head: Vec<String> = head.iter().map(|h| (*h).to_owned()).collect();
+    for row in std::iter::once(&head).chain(rows) {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        print(out, line.trim_end())?;
+    }
+    Ok(())
+}
+
+/// One line of the result.
+pub fn print(out: &mut dyn Write, line: &str) -> Result<()> {
+    writeln!(out, "{line}").at("write", "stdout")
+}
+
+/// A document of the result.
+pub fn json(out: &mut dyn Write, document: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(document).map_err(std::io::Error::from).at("write", "stdout")?;
+    print(out, &text)
+}
+
+/// A name from a store with control characters escaped: it must not drive the terminal.
+pub fn safe(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+}
+
+/// `1.5 MiB`.
+pub fn size(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}
+
+/// Warnings on stderr; a closed stderr is nobody's trouble.
+pub fn warn(text: &str) {
+    let _ = writeln!(std::io::stderr(), "dewar: {}", safe(text));
+}

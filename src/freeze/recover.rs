@@ -1,0 +1,112 @@
+//! Undoing a freeze whose owner is gone: what the watchdog does, and `dewar thaw` when the watchdog is gone as well.
+
+use std::{
+    os::fd::OwnedFd,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
+
+use super::{
+    marker::{self, Marker},
+    netlock::{self, Netns},
+};
+use crate::{error::Result, host::Host, id::TaskPid};
+
+/// How long CRIU may take to end by itself once its socket to us is closed. It then lets go of the tasks in good
+/// order, TCP connections and network lock included; killed, it cannot.
+pub const GRACE: Duration = Duration::from_secs(1);
+
+/// How long a CRIU whose end we did not see may yet freeze the cgroup again: it does so as the last thing before it
+/// lets go of a tree that it found frozen.
+const RELAPSE: Duration = Duration::from_millis(2500);
+
+/// A process of which we learn for sure when it has ended, whatever becomes of its pid.
+#[derive(Debug)]
+pub struct Watched(OwnedFd);
+
+impl Watched {
+    /// Watches the process that has this pid now; `None` if there is none.
+    pub fn pid(pid: i32) -> Option<Self> {
+        pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok().map(Self)
+    }
+
+    /// Watches exactly this process.
+    pub fn exactly(host: &Host, who: TaskPid) -> Option<Self> {
+        let watched = Self::pid(who.pid)?;
+        // Asked after the descriptor is open: if the answer is yes, the descriptor is of that process.
+        host.is_alive(who).unwrap_or(false).then_some(watched)
+    }
+
+    /// True if it ends within `limit`.
+    pub fn ends_within(&self, limit: Duration) -> bool {
+        let start = Instant::now();
+        loop {
+            let left = limit.saturating_sub(start.elapsed());
+            let timeout = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+            match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&timeout)) {
+                Ok(n) => return n > 0,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// Lets it end by itself for a while, then kills it. True once it has ended.
+    pub fn end(&self) -> bool {
+        self.ends_within(GRACE) || {
+            // An error means that it has just ended.
+            let _ = pidfd_send_signal(&self.0, Signal::KILL);
+            self.ends_within(GRACE)
+        }
+    }
+}
+
+/// Ends CRIU, restores the freezer, unlocks the network, removes the marker, in this order. Every step is tried even
+/// if one before it fails; the marker stays when the freezer could not be restored.
+pub fn recover(path: &Path, marker: &Marker, criu: Option<&Watched>, netns: Option<&Netns>) -> Result<()> {
+    let is_over = criu.is_none_or(Watched::end);
+    let restored = restore(marker, if is_over { Duration::ZERO } else { RELAPSE });
+    // Without a CRIU there was no lock; one that ended in good order has none left, and this finds none.
+    let unlocked = if marker.criu.is_some() || criu.is_some() { netns.map_or(Ok(()), Netns::unlock) } else { Ok(()) };
+    restored?;
+    marker::remove(path)?;
+    unlocked
+}
+
+/// Restores the former state and sees to it that it stays for a while. A cgroup that has gone holds nobody.
+fn restore(marker: &Marker, watch: Duration) -> Result<()> {
+    let freezer = marker.freezer();
+    let start = Instant::now();
+    loop {
+        match freezer.restore(marker.former) {
+            Err(_) if !freezer.exists() => return Ok(()),
+            result => result?,
+        }
+        let is_back = freezer.state().map_or(true, |s| s.former() == marker.former);
+        let is_stable = is_back && start.elapsed() >= watch;
+        // Whoever freezes it time and again for so long means it.
+        if is_stable || start.elapsed() > watch + RELAPSE {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What is held frozen by a process that has gone is restored. The watchdog of that process comes first: while it
+/// lives, the work is its own, and it is waited for.
+pub fn take_over(host: &Host, path: &Path, marker: &Marker) -> Result<()> {
+    if let Some(watchdog) = marker.watchdog.and_then(|w| Watched::exactly(host, w))
+        && watchdog.ends_within(GRACE * 2 + RELAPSE)
+    {
+        return Ok(());
+    }
+    let criu = marker.criu.and_then(|c| Watched::exactly(host, c));
+    let netns = if host.is_alive(marker.init)? { netlock::of(host, marker.init.pid) } else { None };
+    recover(path, marker, criu.as_ref(), netns.as_ref())
+}

@@ -1,0 +1,235 @@
+//! The base image: its closure in the content store, carried byte for byte; and the image that the container's
+//! files make on top of it.
+
+use std::{collections::BTreeMap, io};
+
+use oci_spec::image::{Descriptor as WrittenDescriptor, ImageManifestBuilder, MediaType};
+use serde_json::{Value, json};
+
+use crate::{
+    containerd::{content::Content, meta::Image},
+    digest::Digest,
+    error::{At, Error, Result},
+    interrupt,
+    layout::{Blob, Staging},
+    oci::{
+        image::{Config, Descriptor, Index, Manifest, Platform},
+        names,
+    },
+    rw::Layer,
+};
+
+/// A base image as far as it is in the layout.
+#[derive(Debug, Clone)]
+pub struct Base {
+    /// Its exact name in containerd's records.
+    pub name: String,
+    /// What the record points to.
+    pub target: Descriptor,
+    /// The manifest for this machine, when its documents are here.
+    pub local: Option<Local>,
+    /// Blobs that the store lacks or has damaged, in words.
+    pub missing: Vec<String>,
+    /// Its blobs are in the layout; false when only referenced.
+    pub carried: bool,
+}
+
+/// The documents of one platform's image.
+#[derive(Debug, Clone)]
+pub struct Local {
+    /// The manifest.
+    pub manifest: Manifest,
+    /// The config, verbatim.
+    pub config: Vec<u8>,
+}
+
+/// Copies the image's blobs that this machine needs into the staging; with `carry` false, it only reads the documents.
+///
+/// A blob that the store lacks or has damaged is named in the result and hides no other.
+pub fn export(content: &Content, image: &Image, staging: &Staging, carry: bool) -> Result<Base> {
+    let target = Descriptor::new(&image.media_type, image.digest, image.size);
+    let mut export = Export { content, staging, carry, missing: Vec::new(), local: None };
+    export.descend(&target, 0)?;
+    if export.local.is_none() && export.missing.is_empty() {
+        export.missing.push(format!("{} has no manifest for this machine's platform", image.name));
+    }
+    let Export { missing, local, .. } = export;
+    Ok(Base { name: image.name.clone(), target, local, missing, carried: carry })
+}
+
+/// An index in an index in an index: nobody builds such images.
+const MAX_DEPTH: usize = 4;
+
+struct Export<'a> {
+    content: &'a Content,
+    staging: &'a Staging,
+    carry: bool,
+    missing: Vec<String>,
+    local: Option<Local>,
+}
+
+impl Export<'_> {
+    /// Takes in a document and what this machine needs below it.
+    fn descend(&mut self, descriptor: &Descriptor, depth: usize) -> Result<()> {
+        let Some(bytes) = self.document(descriptor)? else { return Ok(()) };
+        let understood = match (descriptor.is_index(), descriptor.is_manifest()) {
+            (true, _) if depth < MAX_DEPTH => self.index(&bytes, depth)?,
+            (_, true) => self.manifest(&bytes)?,
+            _ => Err(format!("media type {:?} is no image", descriptor.media_type)),
+        };
+        if let Err(why) = understood {
+            self.missing.push(format!("{}: {why}", descriptor.digest));
+        }
+        Ok(())
+    }
+
+    fn index(&mut self, bytes: &[u8], depth: usize) -> Result<Result<(), String>> {
+        let index: Index = match serde_json::from_slice(bytes) {
+            Ok(index) => index,
+            Err(e) => return Ok(Err(e.to_string())),
+        };
+        let candidates = index.local(&Platform::local());
+        // A pull fetches the best match only; others that would also serve may be absent, and nobody misses them.
+        let present: Vec<_> = candidates.iter().filter(|d| self.content.path(&d.digest).exists()).collect();
+        if let (true, Some(first)) = (present.is_empty(), candidates.first()) {
+            self.missing.push(format!("manifest {} for this platform", first.digest));
+        }
+        for child in present {
+            self.descend(child, depth + 1)?;
+        }
+        Ok(Ok(()))
+    }
+
+    fn manifest(&mut self, bytes: &[u8]) -> Result<Result<(), String>> {
+        let manifest: Manifest = match serde_json::from_slice(bytes) {
+            Ok(manifest) => manifest,
+            Err(e) => return Ok(Err(e.to_string())),
+        };
+        let config = self.document(&manifest.config)?;
+        let layers = if self.carry { manifest.layers.as_slice() } else { &[] };
+        for layer in layers {
+            self.copy(layer)?;
+        }
+        if let (None, Some(config)) = (&self.local, config) {
+            self.local = Some(Local { manifest, config });
+        }
+        Ok(Ok(()))
+    }
+
+    /// A small blob, put into the staging too.
+    fn document(&mut self, descriptor: &Descriptor) -> Result<Option<Vec<u8>>> {
+        match self.content.document(&descriptor.digest) {
+            Ok(Some(bytes)) => {
+                if self.carry && !self.staging.has(&descriptor.digest, bytes.len() as u64) {
+                    self.staging.blob_of(&bytes)?;
+                }
+                return Ok(Some(bytes));
+            }
+            Ok(None) => self.missing.push(format!("{} {}", descriptor.media_type, descriptor.digest)),
+            Err(e @ Error::Malformed { .. }) => self.missing.push(e.to_string()),
+            Err(e) => return Err(e),
+        }
+        Ok(None)
+    }
+
+    /// A large blob: copied and verified in one pass.
+    fn copy(&mut self, layer: &Descriptor) -> Result<()> {
+        if self.staging.has(&layer.digest, layer.size) {
+            return Ok(());
+        }
+        let Some(mut file) = self.content.open(&layer.digest)? else {
+            self.missing.push(format!("layer {} ({} bytes)", layer.digest, layer.size));
+            return Ok(());
+        };
+        let mut blob = self.staging.blob()?;
+        let copied = io::copy(&mut file, &mut blob);
+        interrupt::check()?;
+        let path = self.content.path(&layer.digest);
+        copied.at("copy", &path)?;
+        match blob.complete_as(&layer.digest)? {
+            Some(_) => {}
+            None => self.missing.push(format!("{} is damaged: its content has another digest", path.display())),
+        }
+        Ok(())
+    }
+}
+
+/// The image of the container's files: the base's layers and the rw layer, the base's config with one diff id more.
+///
+/// `None` when the base is not wholly here. Nothing in it depends on the time, so the same files give the same digest.
+pub fn committed(base: Option<&Base>, layer: &Layer, staging: &Staging) -> Result<Option<Descriptor>> {
+    let (config, layers) = match base {
+        None => (fresh_config(), Vec::new()),
+        Some(Base { local: Some(local), missing, carried: true, .. }) if missing.is_empty() => {
+            let config = serde_json::from_slice(&local.config).map_err(|e| Error::malformed("image config", e))?;
+            (config, local.manifest.layers.clone())
+        }
+        Some(_) => return Ok(None),
+    };
+    let config = staging.blob_of(&with_layer(config, layer.diff_id)?)?;
+    let below = layers.iter().map(|l| written(oci_type(&l.media_type), Blob { digest: l.digest, size: l.size }));
+    let all = below.chain([written(layer.media_type, layer.blob)]).collect::<Result<Vec<_>>>()?;
+    let manifest = ImageManifestBuilder::default()
+        .schema_version(2_u32)
+        .media_type(MediaType::ImageManifest)
+        .config(written(names::CONFIG, config)?)
+        .layers(all)
+        .build()
+        .map_err(|e| Error::malformed("image manifest", e))?;
+    let bytes = serde_json::to_vec(&manifest).map_err(|e| Error::malformed("image manifest", e))?;
+    let Blob { digest, size } = staging.blob_of(&bytes)?;
+    Ok(Some(Descriptor::new(names::MANIFEST, digest, size)))
+}
+
+fn written(media_type: &str, blob: Blob) -> Result<WrittenDescriptor> {
+    let digest: oci_spec::image::Digest =
+        blob.digest.to_string().parse().map_err(|e| Error::malformed("image manifest", e))?;
+    Ok(WrittenDescriptor::new(MediaType::from(media_type), blob.size, digest))
+}
+
+/// An OCI manifest names layers in OCI's words; Docker's bytes are the same.
+fn oci_type(media_type: &str) -> &str {
+    match media_type {
+        names::DOCKER_LAYER_GZIP => names::LAYER_GZIP,
+        names::DOCKER_LAYER_TAR => names::LAYER_TAR,
+        names::DOCKER_LAYER_ZSTD => names::LAYER_ZSTD,
+        other => other,
+    }
+}
+
+fn fresh_config() -> Value {
+    let Platform { architecture, os, variant, .. } = Platform::local();
+    let mut config =
+        json!({"architecture": architecture, "os": os, "config": {}, "rootfs": {"type": "layers", "diff_ids": []}});
+    if let (Some(variant), Some(members)) = (variant, config.as_object_mut()) {
+        members.insert("variant".into(), variant.into());
+    }
+    config
+}
+
+fn with_layer(mut config: Value, diff_id: Digest) -> Result<Vec<u8>> {
+    let diff_ids = config.pointer_mut("/rootfs/diff_ids").and_then(Value::as_array_mut);
+    let diff_ids = diff_ids.ok_or_else(|| Error::malformed("image config", "has no rootfs.diff_ids"))?;
+    diff_ids.push(diff_id.to_string().into());
+    // Tools count history against layers, so an entry goes where there are others.
+    if let Some(history) = config.get_mut("history").and_then(Value::as_array_mut) {
+        history.push(json!({"created_by": "dewar checkpoint", "comment": "the container's rw layer"}));
+    }
+    serde_json::to_vec(&config).map_err(|e| Error::malformed("image config", e))
+}
+
+impl Base {
+    /// The chain id of its layers: the key of the snapshot that an unpack makes (OCI image spec, `config.md`).
+    pub fn chain_id(&self) -> Option<Digest> {
+        let config: Config = serde_json::from_slice(&self.local.as_ref()?.config).ok()?;
+        let mut ids = config.rootfs.diff_ids.into_iter();
+        let first = ids.next()?;
+        Some(ids.fold(first, |chain, id| Digest::of(format!("{chain} {id}").as_bytes())))
+    }
+
+    /// Its entry in `index.json`, under its own exact name.
+    pub fn entry(&self) -> Descriptor {
+        let named = BTreeMap::from([names::IMAGE_NAME, names::REF_NAME].map(|key| (key.to_owned(), self.name.clone())));
+        Descriptor { annotations: named, ..self.target.clone() }
+    }
+}

@@ -1,0 +1,471 @@
+//! The main job: a container's spec, image, files and memory, of one moment, into a layout.
+//!
+//! ```text
+//! locate ─ image ─ prepare CRIU │ freeze ─ dump ─ files ─ binds │ thaw ─ compress ─ index ─ (kill)
+//!          running              │           frozen              │        running again
+//! ```
+
+use std::{collections::BTreeMap, path::Path, time::Instant};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::locate::{Target, with_causes};
+use crate::{
+    binds::{self, Captured},
+    bundle::{self, Bind, Bundle, Parts},
+    containerd::content::Content,
+    dump::{self, Criu, Images},
+    error::{Error, Result},
+    freeze::{self, After, Still},
+    host::Host,
+    image::{self, Base},
+    interrupt,
+    layout::{Layout, Staging},
+    oci::names,
+    proto::CheckpointOptions,
+    runtime::{CgroupVersion, Task},
+    rw::{self, Compression, Layer},
+    tree::{Summary, Why},
+};
+
+/// Whether a live task's memory is dumped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Memory {
+    /// If there is a live task; what CRIU refuses becomes a finding.
+    #[default]
+    Auto,
+    /// Or nothing is written at all.
+    Always,
+    /// Files only.
+    Never,
+}
+
+/// What the user asked for.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Whether memory is dumped.
+    pub memory: Memory,
+    /// Stop the container once the bundle is on disk.
+    pub exit: bool,
+    /// Bind mounts' contents too.
+    pub binds: bool,
+    /// The base image's blobs too.
+    pub image: bool,
+    /// The checkpoint's name; `None`: made of namespace, id and time.
+    pub reference: Option<String>,
+    /// How the rw layer is stored.
+    pub compression: Compression,
+    /// What CRIU is asked.
+    pub dump: dump::Options,
+    /// The time that names and annotations carry.
+    pub now: Timestamp,
+}
+
+/// Where the job is; a reader of the terminal wants to know what is frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Copying the base image; the container runs.
+    Image,
+    /// The container is held still: its memory is being dumped.
+    Dump,
+    /// The container is held still: its files are being copied.
+    Files,
+    /// It runs again (or is kept for `--exit`); compressing and writing.
+    Seal,
+}
+
+/// What was done, as `--json` prints it. Sizes in bytes, times in milliseconds.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// `namespace/id`.
+    pub container: String,
+    /// The checkpoint's name.
+    #[serde(rename = "ref")]
+    pub reference: String,
+    /// The digest of the checkpoint index.
+    pub digest: String,
+    /// The base image's name; empty when unknown.
+    pub image: String,
+    /// `dumped`, `refused` (see findings), `skipped` (`--task never`) or `none`.
+    pub memory: &'static str,
+    /// CRIU's version, when it was asked.
+    pub criu: Option<String>,
+    /// How long the container stood still.
+    pub frozen_ms: Option<f64>,
+    /// How long all took.
+    pub total_ms: f64,
+    /// The container was stopped.
+    pub exited: bool,
+    /// Sizes of the parts.
+    pub sizes: Sizes,
+    /// What the rw layer holds.
+    pub files: Option<Files>,
+    /// What is as it must be, and worth knowing.
+    pub notes: Vec<String>,
+    /// What is not as it should be, each with its consequence.
+    pub findings: Vec<String>,
+}
+
+/// What the rw layer holds, counted.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Files {
+    /// Regular files.
+    pub regular: u64,
+    /// Directories.
+    pub directories: u64,
+    /// Symbolic links.
+    pub symlinks: u64,
+    /// Devices and named pipes.
+    pub devices: u64,
+    /// Further names of files already counted.
+    pub hard_links: u64,
+    /// Deletions.
+    pub whiteouts: u64,
+    /// Directories that hide all below them.
+    pub opaque: u64,
+    /// Bytes of content.
+    pub bytes: u64,
+}
+
+impl From<&Summary> for Files {
+    fn from(s: &Summary) -> Self {
+        let Summary { files: regular, directories, symlinks, devices, hard_links, whiteouts, opaques, bytes, .. } = *s;
+        Self { regular, directories, symlinks, devices, hard_links, whiteouts, opaque: opaques, bytes }
+    }
+}
+
+/// Sizes in bytes, as stored.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Sizes {
+    /// The rw layer.
+    pub rw_layer: u64,
+    /// The CRIU tar.
+    pub criu: u64,
+    /// The bind mounts' tars.
+    pub binds: u64,
+}
+
+/// Checkpoints one located container into `layout`.
+pub fn checkpoint(
+    host: &Host,
+    target: Target,
+    layout: &Layout,
+    options: &Options,
+    progress: &dyn Fn(Stage),
+) -> Result<Report> {
+    let started = Instant::now();
+    let reference = reference(&target, options);
+    let mut run = Run { host, options, notes: Vec::new(), findings: target.findings.clone() };
+    let criu = run.prepare(&target)?;
+    let staging = layout.stage()?;
+    progress(Stage::Image);
+    let base = run.base(&target, layout, &staging)?;
+
+    progress(Stage::Dump);
+    let still = run.hold(&target)?;
+    let images = run.dump(criu.as_ref(), &still, &target, &staging)?;
+    progress(Stage::Files);
+    let files = target.rw.as_ref().map(|rw| rw::capture(&still, rw, &staging)).transpose()?;
+    let binds = run.binds(&still, &target, &staging)?;
+    still.is_still()?;
+    let after = run.after(&target, images.is_some(), files.is_some());
+    let released = still.release(after)?;
+
+    progress(Stage::Seal);
+    let memory = run.memory(&target, images.is_some());
+    let parts = run.seal(target, base, images, files, binds, &staging, &reference)?;
+    let bundle = bundle::write(layout, &staging, &parts, bundle::containerd::write)?;
+    staging.close()?;
+    let frozen = released.frozen;
+    let ended = released.finish();
+    let exited = after == After::Exit && run.or_note("the container could not be stopped", ended);
+    Ok(report(
+        &bundle,
+        &parts,
+        Outcome { memory, criu, exited, frozen, started, notes: run.notes, findings: run.findings },
+    ))
+}
+
+/// One run's view: the host, what was asked, and what was found on the way.
+struct Run<'a> {
+    host: &'a Host,
+    options: &'a Options,
+    notes: Vec<String>,
+    findings: Vec<String>,
+}
+
+/// What the parts do not tell of a run.
+struct Outcome {
+    memory: &'static str,
+    criu: Option<Criu>,
+    exited: bool,
+    frozen: Option<std::time::Duration>,
+    started: Instant,
+    notes: Vec<String>,
+    findings: Vec<String>,
+}
+
+impl Run<'_> {
+    /// CRIU, if it will be needed; what stands in its way is an error before anything is written, or a finding.
+    fn prepare(&mut self, target: &Target) -> Result<Option<Criu>> {
+        let live = target.task.live().is_some();
+        match (self.options.memory, live) {
+            (Memory::Never, _) | (Memory::Auto, false) => Ok(None),
+            (Memory::Always, false) => Err(Error::NotFound {
+                what: format!("a live task of {}", target.container.name),
+                hint: "without --task always its files are written all the same".into(),
+            }),
+            (_, true) => {
+                let ready = match &target.spec {
+                    Some(_) => dump::prepare(self.host),
+                    None => Err(Error::malformed(target.container.name.to_string(), "its spec cannot be read")),
+                };
+                self.or_finding(ready)
+            }
+        }
+    }
+
+    /// With `--task always` a failed dump is an error; otherwise a finding, and the rest comes home.
+    fn or_finding<T>(&mut self, result: Result<T>) -> Result<Option<T>> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(e) if self.options.memory == Memory::Always || matches!(e, Error::Interrupted) => Err(e),
+            Err(e) => {
+                self.findings.push(format!("memory is not in the bundle: {}", with_causes(&e)));
+                Ok(None)
+            }
+        }
+    }
+
+    /// The bundle is on disk by now: what fails here is a finding, and true if nothing did.
+    fn or_note(&mut self, consequence: &str, result: Result<()>) -> bool {
+        let error = result.err();
+        self.findings.extend(error.as_ref().map(|e| format!("{consequence}: {}", with_causes(e))));
+        error.is_none()
+    }
+
+    fn base(&mut self, target: &Target, layout: &Layout, staging: &Staging) -> Result<Option<Base>> {
+        let Some(image) = &target.image else { return Ok(None) };
+        let base = image::export(&Content::of(self.host), image, staging, self.options.image)?;
+        if base.carried {
+            refuse_other_image(&base, layout)?;
+        }
+        self.findings.extend(base.missing.iter().map(|blob| {
+            format!("not in the content store: {blob} of {}; the target needs the image itself", base.name)
+        }));
+        if let (Some(parent), Some(chain)) = (&target.parent, base.chain_id())
+            && *parent != chain.to_string()
+        {
+            self.findings.push(format!(
+                "the container stands on snapshot {parent}, but image {} is {chain} now (retagged since, or a remapped \
+                 snapshot): restored on that image its files may not fit",
+                base.name
+            ));
+        }
+        Ok(Some(base))
+    }
+
+    fn hold(&self, target: &Target) -> Result<Still> {
+        interrupt::check()?;
+        match target.task.live() {
+            Some(task) => freeze::hold(self.host, &target.container.name, task),
+            None => freeze::stopped(self.host, None),
+        }
+    }
+
+    fn dump(
+        &mut self,
+        criu: Option<&Criu>,
+        still: &Still,
+        target: &Target,
+        staging: &Staging,
+    ) -> Result<Option<Images>> {
+        let (Some(criu), Some(spec)) = (criu, &target.spec) else { return Ok(None) };
+        let (images, work) = (staging.folder("criu")?, staging.folder("criu-work")?);
+        let dumped = dump::dump(criu, still, spec, &self.options.dump, &images, &work);
+        self.or_finding(dumped)
+    }
+
+    fn binds(&mut self, still: &Still, target: &Target, staging: &Staging) -> Result<Vec<Captured>> {
+        let (true, Some(spec)) = (self.options.binds, &target.spec) else { return Ok(Vec::new()) };
+        let (captured, findings) = binds::capture(self.host, still, spec, staging)?;
+        self.findings.extend(findings);
+        Ok(captured)
+    }
+
+    /// What is not in the bundle must not be killed: memory that was wanted, and files, are what it would take along.
+    fn after(&mut self, target: &Target, dumped: bool, files: bool) -> After {
+        let live = target.task.live().is_some();
+        let whole = files && (dumped || self.options.memory == Memory::Never);
+        match (self.options.exit && live, whole) {
+            (true, true) => After::Exit,
+            (true, false) => {
+                self.findings.push("the container was left running in spite of --exit: the bundle lacks a part".into());
+                After::Resume
+            }
+            (false, _) => After::Resume,
+        }
+    }
+
+    fn memory(&self, target: &Target, dumped: bool) -> &'static str {
+        match (dumped, target.task.live().is_some(), self.options.memory) {
+            (true, ..) => "dumped",
+            (false, true, Memory::Never) => "skipped",
+            (false, true, _) => "refused",
+            (false, false, _) => "none",
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "each is one act's result, and they meet here only")]
+    fn seal(
+        &mut self,
+        target: Target,
+        base: Option<Base>,
+        images: Option<Images>,
+        files: Option<rw::Captured>,
+        binds: Vec<Captured>,
+        staging: &Staging,
+        reference: &str,
+    ) -> Result<Parts> {
+        let layer = files.map(|files| self.layer(files, staging)).transpose()?;
+        let criu = images.as_ref().map(|images| dump::pack::pack(images, staging)).transpose()?;
+        let committed = match &layer {
+            Some(layer) if target.image.is_some() || target.parent.is_none() => {
+                image::committed(base.as_ref(), layer, staging)?
+            }
+            _ => None,
+        };
+        let binds = binds.into_iter().map(|bind| self.bind(bind, staging)).collect::<Result<_>>()?;
+        let annotations = annotations(&target, images.as_ref(), target.task.live());
+        let Options { dump, exit, .. } = self.options;
+        let options = CheckpointOptions {
+            exit: *exit,
+            open_tcp: dump.tcp_established,
+            external_unix_sockets: dump.ext_unix_sk,
+            terminal: dump.shell_job,
+            file_locks: dump.file_locks,
+        };
+        let (container, created, reference) = (target.container, self.options.now, reference.to_owned());
+        Ok(Parts { container, base, committed, layer, criu, options, binds, annotations, created, reference })
+    }
+
+    fn layer(&mut self, files: rw::Captured, staging: &Staging) -> Result<Layer> {
+        let layer = rw::seal(files, self.options.compression, staging)?;
+        self.note_lost("", &layer.summary);
+        Ok(layer)
+    }
+
+    fn bind(&mut self, mut captured: Captured, staging: &Staging) -> Result<Bind> {
+        let blob = binds::seal(&mut captured, staging)?;
+        self.note_lost(&format!("bind mount {}: ", captured.destination), &captured.summary);
+        Ok(Bind { destination: captured.destination, blob })
+    }
+
+    /// What a tar could not hold, and what was odd, each by name.
+    fn note_lost(&mut self, whose: &str, summary: &Summary) {
+        for lost in &summary.left_out {
+            // A socket without its process is nothing; with it, CRIU makes it anew.
+            let list = if lost.why == Why::Socket { &mut self.notes } else { &mut self.findings };
+            list.push(format!("{whose}{lost}"));
+        }
+        self.findings.extend(summary.warnings.iter().map(|odd| format!("{whose}{odd}")));
+    }
+}
+
+/// A restore looks the base image up by name and checks nothing; so one layout never has two of one name.
+fn refuse_other_image(base: &Base, layout: &Layout) -> Result<()> {
+    let index = layout.index()?;
+    let other = index.manifests.iter().find(|d| d.name() == Some(&base.name) && d.digest != base.target.digest);
+    match other {
+        None => Ok(()),
+        Some(other) => Err(Error::Unsupported {
+            what: format!(
+                "{} already has an image {} with another digest ({}): a restore would take the wrong one",
+                layout.dir().display(),
+                base.name,
+                other.digest
+            ),
+            hint: "write this checkpoint into a layout of its own".into(),
+        }),
+    }
+}
+
+fn reference(target: &Target, options: &Options) -> String {
+    let name = &target.container.name;
+    let stamp = options.now.strftime("%Y%m%dT%H%M%SZ");
+    match &options.reference {
+        Some(given) => given.clone(),
+        None => format!("localhost/checkpoint/{}/{}:{stamp}", name.namespace, name.id),
+    }
+}
+
+fn annotations(target: &Target, images: Option<&Images>, task: Option<&Task>) -> BTreeMap<String, String> {
+    let container = &target.container;
+    let mut all = BTreeMap::new();
+    let mut put = |key: &str, value: &str| {
+        if !value.is_empty() {
+            all.insert(key.to_owned(), value.to_owned());
+        }
+    };
+    put(names::ENGINE_NAME, "dewar");
+    put(names::ENGINE_VERSION, env!("CARGO_PKG_VERSION"));
+    put(names::CONTAINER_NAME, container.name.id.as_str());
+    put(names::NAMESPACE, container.name.namespace.as_str());
+    put(names::ROOTFS_IMAGE_NAME, &container.image);
+    put(names::RUNTIME_NAME, &container.runtime);
+    put(names::HOST_ARCH, &crate::oci::image::Platform::local().architecture);
+    if let Some(images) = images {
+        put(names::CRIU_VERSION, &images.version.to_string());
+        put(
+            names::HOST_KERNEL,
+            nix::sys::utsname::uname()
+                .ok()
+                .and_then(|u| u.release().to_str().map(str::to_owned))
+                .as_deref()
+                .unwrap_or_default(),
+        );
+    }
+    if let Some(task) = task {
+        put(names::CGROUP_VERSION, if task.cgroup_version == CgroupVersion::V1 { "1" } else { "2" });
+    }
+    all
+}
+
+fn report(bundle: &Bundle, parts: &Parts, outcome: Outcome) -> Report {
+    let ms = |d: std::time::Duration| d.as_secs_f64() * 1000.0;
+    Report {
+        container: parts.container.name.to_string(),
+        reference: bundle.reference.clone(),
+        digest: bundle.index.digest.to_string(),
+        image: parts.container.image.clone(),
+        memory: outcome.memory,
+        criu: outcome.criu.map(|c| c.version.to_string()),
+        frozen_ms: outcome.frozen.map(ms),
+        total_ms: ms(outcome.started.elapsed()),
+        exited: outcome.exited,
+        sizes: Sizes {
+            rw_layer: parts.layer.as_ref().map_or(0, |l| l.blob.size),
+            criu: parts.criu.map_or(0, |b| b.size),
+            binds: parts.binds.iter().map(|b| b.blob.size).sum(),
+        },
+        files: parts.layer.as_ref().map(|l| Files::from(&l.summary)),
+        notes: outcome.notes,
+        findings: outcome.findings,
+    }
+}
+
+/// Qualifies a name given by the user: containerd 2.x drops a bare word at import.
+pub fn qualified(name: &str) -> Result<String> {
+    let legal = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"/:@._-".contains(&b));
+    if !legal || Path::new(name).is_absolute() {
+        return Err(Error::Unsupported {
+            what: format!("{name:?} cannot name a checkpoint"),
+            hint: "use a full image name such as localhost/checkpoint/web:1".into(),
+        });
+    }
+    let has_host = name.split_once('/').is_some_and(|(host, _)| host.contains(['.', ':']) || host == "localhost");
+    let name = if has_host { name.to_owned() } else { format!("localhost/{name}") };
+    let tail = name.rsplit('/').next().unwrap_or(&name);
+    Ok(if tail.contains([':', '@']) { name } else { format!("{name}:latest") })
+}

@@ -1,0 +1,91 @@
+//! `ls`: the containers in the stores, and how their tasks are.
+
+use serde::Serialize;
+
+use super::locate::{self, human_name};
+use crate::{
+    containerd::meta::{Container, MetaDb},
+    error::{Error, Result},
+    freeze,
+    host::Host,
+    id::Namespace,
+};
+
+/// How a container's task is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Its processes run.
+    Running,
+    /// Its cgroup is frozen.
+    Paused,
+    /// A task was made and has ended.
+    Stopped,
+    /// No task is on record.
+    None,
+}
+
+/// One line of `ls`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// The container's id.
+    pub id: String,
+    /// `pod/container`, or the name nerdctl gave; may be empty.
+    pub name: String,
+    /// The image's name; may be empty.
+    pub image: String,
+    /// The snapshotter; may be empty.
+    pub snapshotter: String,
+    /// How its task is.
+    pub status: Status,
+    /// The first process, while it lives.
+    pub pid: Option<i32>,
+    /// When the record was made (RFC 3339).
+    pub created: Option<String>,
+}
+
+/// All containers, of one namespace if asked; and the records that could not be read.
+pub fn list(host: &Host, namespace: Option<&Namespace>) -> Result<(Vec<Row>, Vec<Error>)> {
+    let (mut rows, mut errors) = (Vec::new(), Vec::new());
+    MetaDb::read(host)?.for_each_container(|record| match record {
+        Ok(record) if namespace.is_none_or(|ns| *ns == record.name.namespace) => {
+            let (row, error) = row(host, record);
+            rows.push(row);
+            errors.extend(error);
+        }
+        Ok(_) => {}
+        Err(e) => errors.push(e),
+    })?;
+    Ok((rows, errors))
+}
+
+/// A task whose state cannot be read has an unknown status: shown as none, with the error beside it.
+fn row(host: &Host, record: Container) -> (Row, Option<Error>) {
+    let (status, pid, error) = match status(host, &record) {
+        Ok((status, pid)) => (status, pid, None),
+        Err(e) => (Status::None, None, Some(e)),
+    };
+    let row = Row {
+        name: human_name(&record.labels),
+        namespace: record.name.namespace.to_string(),
+        id: record.name.id.to_string(),
+        image: record.image,
+        snapshotter: record.snapshotter,
+        status,
+        pid,
+        created: record.created_at.map(|t| t.to_string()),
+    };
+    (row, error)
+}
+
+fn status(host: &Host, record: &Container) -> Result<(Status, Option<i32>)> {
+    let found = locate::task(host, record)?;
+    Ok(match found {
+        locate::TaskState::None => (Status::None, None),
+        locate::TaskState::Ended => (Status::Stopped, None),
+        locate::TaskState::Live(task) if freeze::is_frozen(&task)? => (Status::Paused, Some(task.init.pid)),
+        locate::TaskState::Live(task) => (Status::Running, Some(task.init.pid)),
+    })
+}

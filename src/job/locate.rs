@@ -1,0 +1,200 @@
+//! From what a user typed to a container with all its places found. Only reads.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use crate::{
+    containerd::{
+        meta::{Container, Image, MetaDb},
+        task,
+    },
+    error::{Error, Result},
+    host::Host,
+    id::Namespace,
+    oci::runtime::Spec,
+    proto::{self, Any, RuncOptions},
+    runtime::{self, Task},
+    snapshotter::{self, RwLayer},
+};
+
+/// A container with all its places found. What could not be found is said in `findings`.
+pub struct Target {
+    /// Its record.
+    pub container: Container,
+    /// Its spec, as containerd stored it; `None` when that cannot be read.
+    pub spec: Option<Spec>,
+    /// The record of its image.
+    pub image: Option<Image>,
+    /// Where its files are.
+    pub rw: Option<RwLayer>,
+    /// The key of the snapshot below: normally the image's chain id.
+    pub parent: Option<String>,
+    /// Its processes.
+    pub task: TaskState,
+    /// What is not as it should be, each with its consequence.
+    pub findings: Vec<String>,
+}
+
+/// What became of a container's task.
+pub enum TaskState {
+    /// None is on record.
+    None,
+    /// One was made and its first process is gone.
+    Ended,
+    /// Its first process lives.
+    Live(Task),
+}
+
+impl TaskState {
+    /// The live one.
+    pub fn live(&self) -> Option<&Task> {
+        if let Self::Live(task) = self { Some(task) } else { None }
+    }
+}
+
+/// Finds the container that `wanted` means: an id, a unique prefix of one, a name, `pod/container`, or
+/// `namespace/id`.
+pub fn find(meta: &MetaDb, namespace: Option<&Namespace>, wanted: &str) -> Result<Container> {
+    let mut all = Vec::new();
+    meta.for_each_container(|record| {
+        let in_scope = |c: &Container| namespace.is_none_or(|ns| *ns == c.name.namespace);
+        all.extend(record.ok().filter(in_scope).map(Candidate::from));
+    })?;
+    let chosen = choose(&all, wanted)?;
+    let record = meta.container(&chosen.record)?;
+    record.ok_or_else(|| Error::NotFound { what: format!("container {wanted:?}"), hint: String::new() })
+}
+
+/// What a container may be called.
+struct Candidate {
+    record: crate::id::ContainerRef,
+    name: String,
+}
+
+impl From<Container> for Candidate {
+    fn from(container: Container) -> Self {
+        Self { name: human_name(&container.labels), record: container.name }
+    }
+}
+
+/// The most exact way of meaning a container decides; within it, there must be one.
+fn choose<'a>(all: &'a [Candidate], wanted: &str) -> Result<&'a Candidate> {
+    let ways: [&dyn Fn(&Candidate) -> bool; 4] = [
+        &|c| c.record.id.as_str() == wanted || c.record.to_string() == wanted,
+        &|c| !c.name.is_empty() && c.name == wanted,
+        &|c| c.record.id.as_str().starts_with(wanted),
+        &|c| c.record.to_string().starts_with(wanted),
+    ];
+    for means in ways.iter().filter(|_| !wanted.is_empty()) {
+        let found: Vec<&Candidate> = all.iter().filter(|c| means(c)).collect();
+        match found.as_slice() {
+            [] => {}
+            [one] => return Ok(one),
+            several => {
+                let choices = several.iter().take(20).map(|c| c.record.to_string()).collect();
+                return Err(Error::Ambiguous { what: format!("container {wanted:?}"), choices });
+            }
+        }
+    }
+    Err(Error::NotFound { what: format!("container {wanted:?}"), hint: suggestion(all, wanted) })
+}
+
+/// Names within a few typing errors of what was asked for.
+fn suggestion(all: &[Candidate], wanted: &str) -> String {
+    let near = |text: &str| strsim::damerau_levenshtein(text, wanted) <= 1 + wanted.chars().count() / 4;
+    let mut names: Vec<String> =
+        all.iter().filter(|c| near(c.record.id.as_str()) || near(&c.name)).map(|c| c.record.to_string()).collect();
+    names.truncate(5);
+    match (names.is_empty(), all.is_empty()) {
+        (false, _) => format!("did you mean {}?", names.join(" or ")),
+        (true, true) => "the store has no containers here; is --root right, and the namespace (-n)?".into(),
+        (true, false) => "dewar ls shows what there is".into(),
+    }
+}
+
+/// The name people know a container by: Kubernetes' `pod/container`, or nerdctl's name; may be empty.
+pub fn human_name(labels: &BTreeMap<String, String>) -> String {
+    let label = |key: &str| labels.get(key).map(String::as_str);
+    match (label("io.kubernetes.pod.name"), label("io.kubernetes.container.name")) {
+        (Some(pod), Some(container)) => format!("{pod}/{container}"),
+        (Some(pod), None) => pod.to_owned(),
+        _ => label("nerdctl/name").unwrap_or_default().to_owned(),
+    }
+}
+
+/// Finds all places of a container.
+pub fn locate(host: &Host, meta: &MetaDb, container: Container) -> Result<Target> {
+    let mut findings = Vec::new();
+    let spec = note(&mut findings, "the spec cannot be read, so no memory can be dumped", spec(&container));
+    let image = note(&mut findings, "the base image is not in the bundle", image(meta, &container));
+    let files = note(&mut findings, "the container's files are not in the bundle", files(host, meta, &container));
+    let task = task(host, &container)?;
+    let (rw, parent) = files.map_or((None, None), |(rw, parent)| (Some(rw), parent));
+    Ok(Target { spec, image, rw, parent, task, findings, container })
+}
+
+fn note<T>(findings: &mut Vec<String>, consequence: &str, found: Result<T>) -> Option<T> {
+    found.map_err(|e| findings.push(format!("{}: {consequence}", with_causes(&e)))).ok()
+}
+
+/// An error and what caused it, on one line.
+pub fn with_causes(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(deeper) = cause {
+        text += &format!(": {deeper}");
+        cause = deeper.source();
+    }
+    text
+}
+
+fn spec(container: &Container) -> Result<Spec> {
+    let place = || format!("spec of {}", container.name);
+    if container.spec.is_empty() {
+        return Err(Error::malformed(place(), "the record has none"));
+    }
+    let any: Any = proto::decode(&container.spec).map_err(|e| Error::malformed(place(), e))?;
+    serde_json::from_slice(&any.value).map_err(|e| Error::malformed(place(), e))
+}
+
+fn image(meta: &MetaDb, container: &Container) -> Result<Image> {
+    if container.image.is_empty() {
+        return Err(Error::NotFound { what: "an image name in the container's record".into(), hint: String::new() });
+    }
+    meta.image(&container.name.namespace, &container.image)?.ok_or_else(|| Error::NotFound {
+        what: format!("image {:?} of namespace {}", container.image, container.name.namespace),
+        hint: "its record was removed since the container was made".into(),
+    })
+}
+
+fn files(host: &Host, meta: &MetaDb, container: &Container) -> Result<(RwLayer, Option<String>)> {
+    let Container { name, snapshotter, snapshot_key, .. } = container;
+    if snapshotter.is_empty() || snapshot_key.0.is_empty() {
+        return Err(Error::NotFound { what: "a snapshot in the container's record".into(), hint: String::new() });
+    }
+    let record = meta.snapshot(&name.namespace, snapshotter, snapshot_key)?.ok_or_else(|| Error::NotFound {
+        what: format!("snapshot {snapshot_key} of {snapshotter} in namespace {}", name.namespace),
+        hint: "its record was removed since the container was made".into(),
+    })?;
+    let rw = snapshotter::rw_layer(host, snapshotter, &record.name)?;
+    Ok((rw, record.parent.map(|p| p.0)))
+}
+
+/// What became of the container's task, by pid and start time.
+pub fn task(host: &Host, container: &Container) -> Result<TaskState> {
+    let Some(record) = task::read(host, &container.name)? else { return Ok(TaskState::None) };
+    if host.sysroot.is_some() {
+        return Ok(TaskState::Ended);
+    }
+    let root = record.runtime_root.or_else(|| recorded_root(container)).unwrap_or_else(|| host.runc_root.clone());
+    Ok(match runtime::read(&root, &container.name)? {
+        Some(task) if host.is_alive(task.init)? => TaskState::Live(task),
+        _ => TaskState::Ended,
+    })
+}
+
+/// The runtime's state directory as the container's own record has it.
+fn recorded_root(container: &Container) -> Option<PathBuf> {
+    let any: Any = proto::decode(&container.runtime_options).ok()?;
+    let options: RuncOptions = (any.type_url == proto::RUNC_OPTIONS).then(|| proto::decode(&any.value).ok())??;
+    Some(options.root).filter(|root| !root.is_empty()).map(PathBuf::from)
+}

@@ -1,0 +1,8 @@
+//! Verbs: the order of things, one readable function each.
+
+pub mod checkpoint;
+pub mod inspect;
+pub mod list;
+pub mod locate;
+pub mod thaw;
+pub mod verify;

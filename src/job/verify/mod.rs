@@ -1,0 +1,296 @@
+//! `verify`: every descriptor, digest, size, diff id, tar and CRIU image of a layout; all findings, not the first.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    fs::{self, File},
+    io::{self, Read},
+};
+
+use serde::Serialize;
+
+mod images;
+
+use images::CriuTar;
+
+use crate::{
+    digest::{Digest, Hasher},
+    error::{At, Error, Result},
+    interrupt,
+    layout::{Layout, read::MAX_DOCUMENT, untar},
+    oci::{
+        image::{Config, Descriptor, Manifest, Platform},
+        names,
+        runtime::Spec,
+    },
+    proto::{self, Any, CheckpointOptions},
+};
+
+/// Something that is not as it should be, and where.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Finding {
+    /// The way to it from `index.json`.
+    pub at: String,
+    /// What is wrong.
+    pub what: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.at, self.what)
+    }
+}
+
+/// What was looked at, and all that was found wrong.
+#[derive(Debug, Clone, Serialize)]
+pub struct Verdict {
+    /// Blobs read.
+    pub blobs: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Nothing is wrong if empty.
+    pub findings: Vec<Finding>,
+}
+
+/// Verifies a whole layout. `Err` means that it could not be looked at.
+pub fn verify(layout: &Layout) -> Result<Verdict> {
+    let mut walk = Verify { layout, sums: HashMap::new(), seen: BTreeSet::new(), findings: BTreeSet::new(), bytes: 0 };
+    let index = layout.index()?;
+    if index.schema_version != 2 {
+        walk.find("index.json", "its schemaVersion is not 2");
+    }
+    let mut names: BTreeMap<&str, usize> = BTreeMap::new();
+    for (i, entry) in index.manifests.iter().enumerate() {
+        let at = entry.name().map_or_else(|| format!("index.json entry {i}"), str::to_owned);
+        if let Some(name) = entry.name()
+            && let Some(first) = names.insert(name, i)
+        {
+            walk.find(&at, &format!("entries {first} and {i} of index.json have the same name"));
+        }
+        walk.descend(&at, entry, entry.annotations.contains_key(names::IMAGE_OMITTED))?;
+    }
+    walk.strays()?;
+    let Verify { sums, findings, bytes, .. } = walk;
+    Ok(Verdict { blobs: sums.len(), bytes, findings: findings.into_iter().collect() })
+}
+
+struct Verify<'a> {
+    layout: &'a Layout,
+    /// What each blob's content sums to; `None` if it cannot be read. Blobs are shared, and read once.
+    sums: HashMap<Digest, Option<(Digest, u64)>>,
+    /// Documents already walked. A digest cannot contain itself, but a damaged layout may claim anything.
+    seen: BTreeSet<(Digest, String)>,
+    findings: BTreeSet<Finding>,
+    bytes: u64,
+}
+
+impl Verify<'_> {
+    fn find(&mut self, at: &str, what: &str) {
+        self.findings.insert(Finding { at: at.to_owned(), what: what.to_owned() });
+    }
+
+    fn find_if<T>(&mut self, at: &str, result: std::result::Result<T, impl fmt::Display>) -> Option<T> {
+        result.map_err(|e| self.find(at, &e.to_string())).ok()
+    }
+
+    /// Checks a blob against its descriptor, then what it is.
+    fn descend(&mut self, at: &str, descriptor: &Descriptor, base_omitted: bool) -> Result<()> {
+        let at = format!("{at} > {}", label(descriptor));
+        if !self.seen.insert((descriptor.digest, descriptor.media_type.clone())) || !self.blob(&at, descriptor)? {
+            return Ok(());
+        }
+        if descriptor.is_index() {
+            return self.index(&at, descriptor, base_omitted);
+        }
+        if descriptor.is_manifest() {
+            return self.manifest(&at, descriptor);
+        }
+        self.leaf(&at, descriptor)
+    }
+
+    /// True if the blob is what its descriptor says.
+    fn blob(&mut self, at: &str, descriptor: &Descriptor) -> Result<bool> {
+        match self.sum(&descriptor.digest)? {
+            None => self.find(at, &format!("blob {} is missing", descriptor.digest)),
+            Some((_, size)) if size != descriptor.size => {
+                self.find(at, &format!("is {size} bytes long, its descriptor says {}", descriptor.size));
+            }
+            Some((digest, _)) if digest != descriptor.digest => {
+                self.find(at, &format!("blob {} is damaged: its content has {digest}", descriptor.digest));
+            }
+            Some(_) => return Ok(true),
+        }
+        Ok(false)
+    }
+
+    fn sum(&mut self, digest: &Digest) -> Result<Option<(Digest, u64)>> {
+        if let Some(known) = self.sums.get(digest) {
+            return Ok(*known);
+        }
+        let path = self.layout.blob_path(digest);
+        let sum = match fs::symlink_metadata(&path) {
+            Ok(meta) if meta.is_file() => Some(sum(File::open(&path).at("read", &path)?).at("read", &path)?),
+            Ok(_) => None,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(e).at("look at", path),
+        };
+        self.bytes += sum.map_or(0, |(_, size)| size);
+        self.sums.insert(*digest, sum);
+        Ok(sum)
+    }
+
+    fn index(&mut self, at: &str, descriptor: &Descriptor, base_omitted: bool) -> Result<()> {
+        let children = self.layout.children(descriptor);
+        let Some(children) = self.find_if(at, children) else { return Ok(()) };
+        let host = Platform::local();
+        let is_checkpoint = children.iter().any(|c| c.media_type == names::CHECKPOINT_CONFIG);
+        let mut served = 0;
+        for child in &children {
+            let is_image = child.is_index() || child.is_manifest();
+            let local = child.platform.as_ref().is_none_or(|p| p.serves(&host));
+            if is_image && base_omitted && is_checkpoint {
+                continue;
+            }
+            // A pull fetches the local platform only: manifests for others, or further ones that would serve, may be absent.
+            if is_image && !is_checkpoint && (!local || served > 0) && self.sum(&child.digest)?.is_none() {
+                continue;
+            }
+            served += usize::from(is_image && local);
+            self.descend(at, child, base_omitted)?;
+        }
+        Ok(())
+    }
+
+    fn manifest(&mut self, at: &str, descriptor: &Descriptor) -> Result<()> {
+        let path = self.layout.blob_path(&descriptor.digest);
+        let parsed = self
+            .layout
+            .document(&descriptor.digest)
+            .and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).map_err(|e| Error::malformed(path, e)));
+        let Some(manifest) = self.find_if(at, parsed) else { return Ok(()) };
+        let config_at = format!("{at} > config");
+        let mut diff_ids = Vec::new();
+        if self.blob(&config_at, &manifest.config)? && manifest.config.size <= MAX_DOCUMENT {
+            let bytes = self.layout.document(&manifest.config.digest)?;
+            diff_ids =
+                self.find_if(&config_at, serde_json::from_slice::<Config>(&bytes)).unwrap_or_default().rootfs.diff_ids;
+            if diff_ids.len() != manifest.layers.len() {
+                let what = format!("{} diff ids for {} layers", diff_ids.len(), manifest.layers.len());
+                self.find(&config_at, &what);
+            }
+        }
+        for (i, layer) in manifest.layers.iter().enumerate() {
+            self.layer(&format!("{at} > layer {i}"), layer, diff_ids.get(i))?;
+        }
+        Ok(())
+    }
+
+    /// A layer of an image: its tar is whole, and sums to its diff id.
+    fn layer(&mut self, at: &str, layer: &Descriptor, diff_id: Option<&Digest>) -> Result<()> {
+        if !self.blob(at, layer)? || !layer.media_type.contains("tar") {
+            return Ok(());
+        }
+        let walked = untar::walk(&self.layout.blob_path(&layer.digest), |_| Ok(()));
+        interrupt::check()?;
+        match (self.find_if(at, walked.map_err(|e| super::locate::with_causes(&e))), diff_id) {
+            (Some(found), Some(wanted)) if found != *wanted => {
+                self.find(at, &format!("unpacks to {found}, the config's diff id is {wanted}"));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A member of a checkpoint that is no image.
+    fn leaf(&mut self, at: &str, descriptor: &Descriptor) -> Result<()> {
+        let path = self.layout.blob_path(&descriptor.digest);
+        match descriptor.media_type.as_str() {
+            names::CRIU_TAR => self.criu(at, descriptor),
+            names::CHECKPOINT_CONFIG => {
+                let bytes = self.layout.document(&descriptor.digest)?;
+                let spec = proto::decode::<Any>(&bytes)
+                    .map_err(|e| e.to_string())
+                    .and_then(|any| serde_json::from_slice::<Spec>(&any.value).map_err(|e| e.to_string()));
+                self.find_if(at, spec);
+                Ok(())
+            }
+            names::CHECKPOINT_OPTIONS | names::RUNTIME_OPTIONS => {
+                let bytes = self.layout.document(&descriptor.digest)?;
+                let any = self.find_if(at, proto::decode::<Any>(&bytes));
+                if let Some(any) = any.filter(|any| any.type_url == proto::CHECKPOINT_OPTIONS) {
+                    self.find_if(at, proto::decode::<CheckpointOptions>(&any.value));
+                }
+                Ok(())
+            }
+            other if other.contains("tar") => {
+                let walked = untar::walk(&path, |_| Ok(()));
+                interrupt::check()?;
+                self.find_if(at, walked.map_err(|e| super::locate::with_causes(&e)));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn criu(&mut self, at: &str, descriptor: &Descriptor) -> Result<()> {
+        let mut images = CriuTar::default();
+        let walked = untar::walk(&self.layout.blob_path(&descriptor.digest), |entry| images.take(entry));
+        interrupt::check()?;
+        self.find_if(at, walked.map_err(|e| super::locate::with_causes(&e)));
+        for what in images.findings() {
+            self.find(at, &what);
+        }
+        Ok(())
+    }
+
+    /// Blobs that no descriptor names do no harm, but each must be what its name says.
+    fn strays(&mut self) -> Result<()> {
+        let dir = self.layout.dir().join("blobs/sha256");
+        for entry in walkdir::WalkDir::new(&dir).min_depth(1).max_depth(1).sort_by_file_name() {
+            let entry = entry.map_err(|e| Error::malformed(&dir, e))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let at = format!("blobs/sha256/{name}");
+            match format!("sha256:{name}").parse::<Digest>() {
+                Err(_) => self.find(&at, "is no blob: its name is no digest"),
+                Ok(digest) if self.sums.contains_key(&digest) => {}
+                Ok(digest) => match self.sum(&digest)? {
+                    Some((found, _)) if found != digest => {
+                        self.find(&at, &format!("is damaged: its content has {found}"))
+                    }
+                    Some(_) => {}
+                    None => self.find(&at, "is no regular file"),
+                },
+            }
+        }
+        Ok(())
+    }
+}
+
+fn sum(mut file: File) -> io::Result<(Digest, u64)> {
+    let (mut hasher, mut size, mut buffer) = (Hasher::default(), 0, vec![0; 1 << 18]);
+    loop {
+        interrupt::check().map_err(io::Error::other)?;
+        let n = file.read(&mut buffer)?;
+        if n == 0 {
+            return Ok((hasher.finish(), size));
+        }
+        hasher.update(buffer.get(..n).unwrap_or_default());
+        size += n as u64;
+    }
+}
+
+/// A descriptor in a finding's way: what it is, and enough of its digest.
+fn label(descriptor: &Descriptor) -> String {
+    let what = match descriptor.media_type.as_str() {
+        names::CRIU_TAR => "CRIU images",
+        names::CHECKPOINT_CONFIG => "spec",
+        names::CHECKPOINT_OPTIONS => "dump options",
+        names::RUNTIME_OPTIONS => "runtime options",
+        names::RESOURCE_TAR => "bind mount",
+        other if other.contains("layer") => "rw layer",
+        _ if descriptor.is_index() => "index",
+        _ if descriptor.is_manifest() => "manifest",
+        other => other,
+    };
+    format!("{what} {}", descriptor.digest.to_hex().get(..12).unwrap_or_default())
+}

@@ -1,0 +1,90 @@
+//! The marks overlay leaves in its directories (kernel documentation, filesystems/overlayfs.rst).
+
+use std::{io, os::unix::fs::MetadataExt, path::Path};
+
+use crate::tree::{Kind, Node};
+
+/// Whose attributes are overlay's: an overlay mounted with `userxattr` uses `user.overlay.*`, any other `trusted.overlay.*`.
+///
+/// It matters: to an overlay of the one kind the other's attributes mean nothing, and `user.overlay.opaque` may be set
+/// by any process in the container, so obeying it there would let a container hide files from its own checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Marks {
+    /// `trusted.overlay.*`
+    Trusted,
+    /// `user.overlay.*`
+    User,
+}
+
+impl Marks {
+    /// The marks in use in this upperdir. containerd mounts with `userxattr` when it runs in a user namespace, and then the
+    /// snapshot's directory, which nobody in the container can reach, belongs to some other user than root.
+    pub fn of(upper: &Path) -> io::Result<Self> {
+        let owner = upper.parent().unwrap_or(upper).metadata()?.uid();
+        Ok(if owner == 0 { Self::Trusted } else { Self::User })
+    }
+
+    /// The value of a mark, if `node` has it.
+    pub fn value(self, node: &Node, mark: Mark) -> io::Result<Option<Vec<u8>>> {
+        let prefix = match self {
+            Self::Trusted => "trusted.overlay.",
+            Self::User => "user.overlay.",
+        };
+        node.xattr(format!("{prefix}{}", mark.name()).as_bytes())
+    }
+
+    /// What the directory `node` says of the layers below it.
+    pub fn opacity(self, node: &Node) -> io::Result<Opacity> {
+        Ok(match self.value(node, Mark::Opaque)?.as_deref() {
+            Some(b"y") => Opacity::Opaque,
+            Some(b"x") => Opacity::Whiteouts,
+            _ => Opacity::Clear,
+        })
+    }
+
+    /// True if `node`, in a directory of this opacity, says that its name is deleted.
+    pub fn is_whiteout(self, node: &Node, within: Opacity) -> io::Result<bool> {
+        Ok(match node.meta.kind {
+            Kind::Char => node.meta.device == (0, 0),
+            Kind::File if within == Opacity::Whiteouts && node.meta.size == 0 => {
+                self.value(node, Mark::Whiteout)?.is_some()
+            }
+            _ => false,
+        })
+    }
+}
+
+/// One of overlay's attributes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    /// See [`Opacity`].
+    Opaque,
+    /// Where the layers below have this directory, or this file's data: a name beside it, or a path from the root.
+    Redirect,
+    /// The data of this file is in a layer below.
+    Metacopy,
+    /// This empty file stands for a deletion.
+    Whiteout,
+}
+
+impl Mark {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Opaque => "opaque",
+            Self::Redirect => "redirect",
+            Self::Metacopy => "metacopy",
+            Self::Whiteout => "whiteout",
+        }
+    }
+}
+
+/// What a directory's `opaque` attribute says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opacity {
+    /// Nothing: the layers below show through.
+    Clear,
+    /// `y`: they do not.
+    Opaque,
+    /// `x`: they do, and deletions may be empty files with an attribute.
+    Whiteouts,
+}

@@ -1,0 +1,266 @@
+//! Descriptors: a directory that can be listed, and anything else held without being opened for reading.
+
+use std::{
+    ffi::CString,
+    fs::File,
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    path::Path,
+};
+
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, StatxAttributes, StatxFlags};
+
+use crate::pax::{Time, Xattr};
+
+/// Which inode, of which filesystem.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileId {
+    /// The filesystem's device number.
+    pub dev: (u32, u32),
+    /// The inode number.
+    pub ino: u64,
+}
+
+/// What something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A character device.
+    Char,
+    /// A block device.
+    Block,
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+}
+
+/// What the inode says (statx(2)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meta {
+    /// What it is.
+    pub kind: Kind,
+    /// Permissions with setuid, setgid and sticky.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Length of its content.
+    pub size: u64,
+    /// Last modification.
+    pub mtime: Time,
+    /// A device's major and minor number.
+    pub device: (u32, u32),
+    /// How many names it has.
+    pub links: u32,
+    /// Which inode.
+    pub id: FileId,
+    /// The mount it was reached through; not known before Linux 5.8.
+    pub mount: Option<u64>,
+    /// It is the root of a mount.
+    pub is_mount_root: bool,
+}
+
+impl Meta {
+    fn of(fd: &OwnedFd) -> io::Result<Self> {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        let stat = fs::statx(fd, "", flags, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID)?;
+        Ok(Self {
+            kind: kind_of(stat.stx_mode)?,
+            mode: u32::from(stat.stx_mode) & 0o7777,
+            uid: stat.stx_uid,
+            gid: stat.stx_gid,
+            size: stat.stx_size,
+            mtime: Time { secs: stat.stx_mtime.tv_sec, nanos: stat.stx_mtime.tv_nsec },
+            device: (stat.stx_rdev_major, stat.stx_rdev_minor),
+            links: stat.stx_nlink,
+            id: FileId { dev: (stat.stx_dev_major, stat.stx_dev_minor), ino: stat.stx_ino },
+            mount: (stat.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(stat.stx_mnt_id),
+            is_mount_root: stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
+        })
+    }
+
+    /// True if both were reached through one mount. Device numbers decide only where the kernel does not tell the mount:
+    /// overlay and btrfs show several of them inside one.
+    pub fn is_on_mount_of(&self, other: &Self) -> bool {
+        match (self.mount, other.mount) {
+            (Some(ours), Some(theirs)) => ours == theirs,
+            _ => self.id.dev == other.id.dev,
+        }
+    }
+}
+
+fn kind_of(mode: u16) -> io::Result<Kind> {
+    Ok(match FileType::from_raw_mode(mode.into()) {
+        FileType::RegularFile => Kind::File,
+        FileType::Directory => Kind::Directory,
+        FileType::Symlink => Kind::Symlink,
+        FileType::CharacterDevice => Kind::Char,
+        FileType::BlockDevice => Kind::Block,
+        FileType::Fifo => Kind::Fifo,
+        FileType::Socket => Kind::Socket,
+        FileType::Unknown => return Err(io::Error::other("neither file, directory, link, device, pipe nor socket")),
+    })
+}
+
+/// Something in a tree, held by an `O_PATH` descriptor: its metadata can be read, and nothing was opened.
+#[derive(Debug)]
+pub struct Node {
+    fd: OwnedFd,
+    /// What it was when it was found.
+    pub meta: Meta,
+}
+
+/// Where a path of the caller's choosing leads.
+pub type Source = Node;
+
+impl Node {
+    /// What `path` names; its last component may be a symbolic link and is then held itself.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Self::hold(fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?)
+    }
+
+    fn hold(fd: OwnedFd) -> io::Result<Self> {
+        let meta = Meta::of(&fd)?;
+        Ok(Self { fd, meta })
+    }
+
+    /// The entry `name` of this directory, itself and not what it may point to.
+    pub fn child(&self, name: &[u8]) -> io::Result<Self> {
+        hold_child(&self.fd, name)
+    }
+
+    /// This directory, to be listed. `O_NOATIME`, so that looking leaves no trace.
+    pub fn dir(&self) -> io::Result<Dir> {
+        let fd = quietly(OFlags::RDONLY | OFlags::DIRECTORY, |flags| {
+            fs::openat(&self.fd, c".", flags | OFlags::NOFOLLOW, Mode::empty())
+        })?;
+        Ok(Dir { fd, id: self.meta.id })
+    }
+
+    /// This regular file, to be read: the very inode that was looked at, whatever its name points to now.
+    pub fn data(&self) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        Ok(quietly(flags, |flags| fs::open(self.proc_path(), flags, Mode::empty()))?.into())
+    }
+
+    /// Where this symbolic link points.
+    pub fn target(&self) -> io::Result<Vec<u8>> {
+        Ok(fs::readlinkat(&self.fd, c"", Vec::new())?.into_bytes())
+    }
+
+    /// The value of one extended attribute, if it has it.
+    pub fn xattr(&self, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let name = CString::new(name)?;
+        let path = self.proc_path();
+        match grown(|buf| fs::getxattr(path.as_str(), name.as_c_str(), buf)) {
+            Ok(value) => Ok(Some(value)),
+            Err(e) if e == rustix::io::Errno::NODATA || e == rustix::io::Errno::OPNOTSUPP => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// All extended attributes, sorted by name. One that vanishes in between was not there.
+    pub fn xattrs(&self) -> io::Result<Vec<Xattr>> {
+        let mut names = self.xattr_names()?;
+        names.sort_unstable();
+        let pair = |name: Vec<u8>| self.xattr(&name).map(|value| value.map(|value| (name, value))).transpose();
+        names.into_iter().filter_map(pair).collect()
+    }
+
+    fn xattr_names(&self) -> io::Result<Vec<Vec<u8>>> {
+        let path = self.proc_path();
+        match grown(|buf| fs::listxattr(path.as_str(), buf)) {
+            Ok(list) => Ok(list.split(|&b| b == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect()),
+            Err(rustix::io::Errno::OPNOTSUPP) => Ok(Vec::new()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Which file system it is on, by its magic number (statfs(2), `f_type`).
+    pub fn file_system(&self) -> io::Result<i64> {
+        Ok(fs::fstatfs(&self.fd)?.f_type)
+    }
+
+    /// What the inode says now.
+    pub fn meta_now(&self) -> io::Result<Meta> {
+        Meta::of(&self.fd)
+    }
+
+    /// An `O_PATH` descriptor has neither content nor attributes for the system calls that take descriptors, but its entry
+    /// in procfs leads to exactly this inode, a symbolic link included.
+    fn proc_path(&self) -> String {
+        format!("/proc/self/fd/{}", self.fd.as_raw_fd())
+    }
+}
+
+/// A directory open for listing.
+#[derive(Debug)]
+pub struct Dir {
+    fd: OwnedFd,
+    /// Which directory.
+    pub id: FileId,
+}
+
+impl Dir {
+    /// Its entry `name`, itself and not what it may point to.
+    pub fn child(&self, name: &[u8]) -> io::Result<Node> {
+        hold_child(&self.fd, name)
+    }
+
+    /// The names in it, sorted bytewise, without `.` and `..`.
+    pub fn names(&self) -> io::Result<Vec<Vec<u8>>> {
+        let mut names = Vec::new();
+        for entry in fs::Dir::read_from(&self.fd)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            // A damaged filesystem may hold a name that is none.
+            if !matches!(name, b"" | b"." | b"..") && !name.contains(&b'/') {
+                names.push(name.to_vec());
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// The directory above, but only if it is still `expected`.
+    pub fn parent(&self, expected: FileId) -> io::Result<Self> {
+        let above = hold_child(&self.fd, b"..")?;
+        if above.meta.id == expected { above.dir() } else { Err(io::Error::other("the directory was moved meanwhile")) }
+    }
+}
+
+fn hold_child(dir: &OwnedFd, name: &[u8]) -> io::Result<Node> {
+    Node::hold(fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Opens with `O_NOATIME`, and without where we do not own the file (open(2): EPERM).
+fn quietly(flags: OFlags, open: impl Fn(OFlags) -> rustix::io::Result<OwnedFd>) -> rustix::io::Result<OwnedFd> {
+    let flags = flags | OFlags::CLOEXEC;
+    match open(flags | OFlags::NOATIME) {
+        Err(rustix::io::Errno::PERM) => open(flags),
+        other => other,
+    }
+}
+
+/// Calls with a larger buffer until the answer fits. The kernel's own limit is 64 KiB for a list and for a value (xattr(7)).
+fn grown(call: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<Vec<u8>> {
+    let mut buf = vec![0; 256];
+    loop {
+        match call(&mut buf) {
+            Ok(len) => {
+                buf.truncate(len);
+                return Ok(buf);
+            }
+            Err(rustix::io::Errno::RANGE) if buf.len() < 1 << 20 => buf.resize(buf.len() * 8, 0),
+            Err(e) => return Err(e),
+        }
+    }
+}

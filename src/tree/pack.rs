@@ -1,0 +1,417 @@
+//! From a tree into a tar stream: entries with all their metadata, hard links, holes, and an account of what did not fit.
+
+use std::{collections::HashMap, fmt, fs::File, io, io::Write, os::unix::fs::FileExt};
+
+use rustix::fs::SeekFrom;
+
+use super::node::{FileId, Kind, Meta, Node};
+use crate::{
+    error::{At, Result},
+    interrupt,
+    pax::{self, Header, Time, Type, Xattr},
+};
+
+/// Longer names are left out: a chain of directories would otherwise fill the disk with names, as every entry repeats
+/// its parents'. Linux cannot open a path longer than 4096 bytes in one call, nor can most tools unpack one.
+pub const MAX_PATH: usize = 64 << 10;
+
+/// What Linux takes in one call (`PATH_MAX` without the final NUL).
+const USUAL_MAX_PATH: usize = 4095;
+
+/// Content is read in pieces of this size.
+const PIECE: usize = 256 << 10;
+
+/// What is skipped where a disk cannot be read, and how often before the rest of a file is given up.
+const BAD_PIECE: u64 = 4096;
+const MAX_BAD_PIECES: u32 = 64;
+
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// What became of a tree: what was written, what was not, and what was odd.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Regular files.
+    pub files: u64,
+    /// Directories.
+    pub directories: u64,
+    /// Symbolic links.
+    pub symlinks: u64,
+    /// Devices and named pipes.
+    pub devices: u64,
+    /// Further names of files already counted.
+    pub hard_links: u64,
+    /// Marks that delete something of the layers below.
+    pub whiteouts: u64,
+    /// Directories that hide all that the layers below have at their place.
+    pub opaques: u64,
+    /// Content of the files.
+    pub bytes: u64,
+    /// Length of the tar stream.
+    pub written: u64,
+    /// What a tar, or a layer, cannot hold; by path.
+    pub left_out: Vec<LeftOut>,
+    /// What is in it, but not as it should be; by path.
+    pub warnings: Vec<Warning>,
+}
+
+/// Something that is not in the tar.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Its path from the root of the tree.
+    pub path: Vec<u8>,
+    /// What its inode says, as far as that was known.
+    pub meta: Option<Meta>,
+    /// Why it is not there.
+    pub why: Why,
+}
+
+/// Why something is not in the tar.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Why {
+    /// A socket: tar has no type for it, and it means nothing without its process.
+    Socket,
+    /// A name that begins with `.wh.`: it would come back as a deletion. A directory stands for all below it.
+    WhiteoutName,
+    /// It, or all below it, could not be read.
+    Unreadable(String),
+    /// Only this extended attribute of it is missing: no tar can hold the name, or no layer may carry it.
+    XattrName(Vec<u8>),
+    /// Only this extended attribute of it is missing: with it the header would be longer than containerd reads.
+    XattrSize(Vec<u8>),
+    /// Its path is longer than [`MAX_PATH`]; it stands for all below it.
+    PathTooLong,
+    /// Another filesystem is mounted here. A mount point that is a directory is in the tar, empty.
+    Mount,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket => f.write_str("a socket cannot be stored"),
+            Self::WhiteoutName => f.write_str("a name beginning with .wh. would come back as a deletion"),
+            Self::Unreadable(why) => write!(f, "unreadable: {why}"),
+            Self::XattrName(name) => write!(f, "its attribute {} cannot be stored", name.escape_ascii()),
+            Self::XattrSize(name) => write!(f, "its attribute {} is too much for one header", name.escape_ascii()),
+            Self::PathTooLong => write!(f, "its path is longer than {MAX_PATH} bytes"),
+            Self::Mount => f.write_str("another filesystem is mounted there"),
+        }
+    }
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.escape_ascii(), self.why)
+    }
+}
+
+/// Something that is in the tar, but not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// Its path from the root of the tree.
+    pub path: Vec<u8>,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.escape_ascii(), self.what)
+    }
+}
+
+/// What is to become of an extended attribute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// It is written.
+    Kept,
+    /// It is a tool's mark and not content: it is not written, and nothing is lost.
+    Dropped,
+    /// It is content that must not be written: it is left out by name.
+    LeftOut,
+}
+
+/// Writes a tree's entries into a tar stream, and keeps the account.
+pub struct Packer<'a> {
+    out: &'a mut dyn Write,
+    judge: fn(&[u8]) -> Held,
+    /// The first name of every inode that has several.
+    first_names: HashMap<FileId, Vec<u8>>,
+    buf: Vec<u8>,
+    has_long_path: bool,
+    summary: Summary,
+}
+
+impl<'a> Packer<'a> {
+    /// A packer that writes into `out` and asks `judge` about the names of extended attributes.
+    pub fn new(out: &'a mut dyn Write, judge: fn(&[u8]) -> Held) -> Self {
+        let (first_names, buf, summary) = (HashMap::new(), vec![0; PIECE], Summary::default());
+        Self { out, judge, first_names, buf, has_long_path: false, summary }
+    }
+
+    /// Ends the archive and hands over the account.
+    pub fn finish(mut self) -> Result<Summary> {
+        self.write(&pax::END)?;
+        self.summary.left_out.sort_by(|a, b| a.path.cmp(&b.path));
+        self.summary.warnings.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(self.summary)
+    }
+
+    /// The account so far.
+    pub fn summary(&mut self) -> &mut Summary {
+        &mut self.summary
+    }
+
+    /// Notes that something is not in the tar.
+    pub fn leave_out(&mut self, path: &[u8], meta: Option<&Meta>, why: Why) {
+        self.summary.left_out.push(LeftOut { path: path.to_vec(), meta: meta.cloned(), why });
+    }
+
+    /// Notes that something is not as it should be.
+    pub fn warn(&mut self, path: &[u8], what: impl Into<String>) {
+        self.summary.warnings.push(Warning { path: path.to_vec(), what: what.into() });
+    }
+
+    /// True if something of this path and kind may be written; if not, that is noted. A directory that is a mount point may,
+    /// but without what is mounted there.
+    pub fn admits(&mut self, path: &[u8], meta: &Meta, root: &Meta) -> bool {
+        let is_long = path.len() > MAX_PATH;
+        if is_long {
+            self.leave_out(path, Some(meta), Why::PathTooLong);
+        } else if !meta.is_on_mount_of(root) {
+            self.leave_out(path, Some(meta), Why::Mount);
+        }
+        !is_long && (meta.is_on_mount_of(root) || meta.kind == Kind::Directory)
+    }
+
+    /// Writes `node` under `path`, or notes why not.
+    pub fn entry(&mut self, path: &[u8], node: &Node) -> Result<()> {
+        self.entry_from(path, node, node)
+    }
+
+    /// Writes `node` under `path` with the content of `data`, or notes why not.
+    pub fn entry_from(&mut self, path: &[u8], node: &Node, data: &Node) -> Result<()> {
+        interrupt::check()?;
+        let has_names = node.meta.links > 1 && node.meta.kind != Kind::Directory;
+        if has_names && let Some(first) = self.first_names.get(&node.meta.id).cloned() {
+            self.summary.hard_links += 1;
+            return self.header(path, node, Type::HardLink, &first);
+        }
+        let is_written = match node.meta.kind {
+            Kind::File => self.file(path, node, data)?,
+            Kind::Symlink => self.symlink(path, node)?,
+            _ => self.simple(path, node)?,
+        };
+        if is_written && has_names {
+            self.first_names.insert(node.meta.id, path.to_vec());
+        }
+        Ok(())
+    }
+
+    /// Writes an empty file that belongs to nobody: the form of a layer's marks (OCI image spec, layer.md, "Whiteouts").
+    pub fn mark(&mut self, path: &[u8]) -> Result<()> {
+        let header = Header {
+            kind: Type::File,
+            path,
+            link: b"",
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            mtime: Time::default(),
+            device: (0, 0),
+            xattrs: &[],
+        };
+        self.write(&header.encode())
+    }
+
+    /// What needs a header only.
+    fn simple(&mut self, path: &[u8], node: &Node) -> Result<bool> {
+        let (kind, count) = match node.meta.kind {
+            Kind::Directory => (Type::Directory, &mut self.summary.directories),
+            Kind::Char => (Type::Char, &mut self.summary.devices),
+            Kind::Block => (Type::Block, &mut self.summary.devices),
+            Kind::Fifo => (Type::Fifo, &mut self.summary.devices),
+            Kind::Socket | Kind::File | Kind::Symlink => {
+                self.leave_out(path, Some(&node.meta), Why::Socket);
+                return Ok(false);
+            }
+        };
+        *count += 1;
+        self.header(path, node, kind, b"")?;
+        Ok(true)
+    }
+
+    fn symlink(&mut self, path: &[u8], node: &Node) -> Result<bool> {
+        match node.target() {
+            Ok(target) => {
+                self.summary.symlinks += 1;
+                self.header(path, node, Type::Symlink, &target)?;
+                Ok(true)
+            }
+            Err(e) => self.unreadable(path, node, &e),
+        }
+    }
+
+    /// A file is opened before its header is written: what cannot be opened leaves no empty file behind.
+    fn file(&mut self, path: &[u8], node: &Node, data: &Node) -> Result<bool> {
+        let file = match data.data() {
+            Ok(file) => file,
+            Err(e) => return self.unreadable(path, node, &e),
+        };
+        self.summary.files += 1;
+        self.summary.bytes += node.meta.size;
+        self.header(path, node, Type::File, b"")?;
+        self.content(path, node.meta.size, &file)?;
+        self.write_zeros(pax::padding(node.meta.size) as u64)?;
+        let is_same = |now: Meta| now.size == data.meta.size && now.mtime == data.meta.mtime;
+        if !data.meta_now().is_ok_and(is_same) {
+            self.warn(path, "changed while it was read; what is stored may be of two moments");
+        }
+        Ok(true)
+    }
+
+    fn unreadable(&mut self, path: &[u8], node: &Node, e: &io::Error) -> Result<bool> {
+        self.leave_out(path, Some(&node.meta), Why::Unreadable(e.to_string()));
+        Ok(false)
+    }
+
+    fn header(&mut self, path: &[u8], node: &Node, kind: Type, link: &[u8]) -> Result<()> {
+        let Meta { mode, uid, gid, mtime, device, .. } = node.meta;
+        let device = if matches!(kind, Type::Char | Type::Block) { device } else { (0, 0) };
+        let size = if kind == Type::File { node.meta.size } else { 0 };
+        // A link repeats everything, its attributes too: unpackers set owner and mode again, and a change of owner
+        // takes `security.capability` away (containerd pkg/archive/tar.go, createTarFile).
+        let xattrs = self.xattrs(path, node, kind != Type::HardLink);
+        let mut name = path.to_vec();
+        if kind == Type::Directory && !name.ends_with(b"/") {
+            name.push(b'/');
+        }
+        if name.len() > USUAL_MAX_PATH && !self.has_long_path {
+            self.has_long_path = true;
+            self.warn(
+                path,
+                "this path (and maybe others) is longer than Linux takes in one call; containerd cannot unpack it",
+            );
+        }
+        let header = Header { kind, path: &name, link, mode, uid, gid, size, mtime, device, xattrs: &xattrs };
+        self.write(&header.encode())
+    }
+
+    /// The attributes to be written; those that are not are noted, once for each inode.
+    fn xattrs(&mut self, path: &[u8], node: &Node, notes: bool) -> Vec<Xattr> {
+        let all = match node.xattrs() {
+            Ok(all) => all,
+            Err(e) => {
+                self.warn(path, format!("its extended attributes could not be read: {e}"));
+                return Vec::new();
+            }
+        };
+        let (mut kept, mut lost) = (Vec::new(), Vec::new());
+        for (name, value) in all {
+            match (self.judge)(&name) {
+                // The first `=` of a record ends its keyword.
+                Held::Kept if !name.contains(&b'=') => kept.push((name, value)),
+                Held::Dropped => {}
+                Held::Kept | Held::LeftOut => lost.push(Why::XattrName(name)),
+            }
+        }
+        lost.extend(shed(&mut kept).into_iter().map(Why::XattrSize));
+        if notes {
+            lost.into_iter().for_each(|why| self.leave_out(path, Some(&node.meta), why));
+        }
+        kept
+    }
+
+    /// Writes exactly `size` bytes: what the header announced. Holes are not read, but written as the zeros they read as.
+    fn content(&mut self, path: &[u8], size: u64, file: &File) -> Result<()> {
+        let (mut at, mut bad) = (0, 0);
+        while at < size {
+            let data = next_data(file, at).min(size);
+            self.write_zeros(data - at)?;
+            let end = next_hole(file, data).min(size);
+            at = data;
+            while at < end {
+                let done = self.piece(path, file, at, end, &mut bad)?;
+                if done == 0 {
+                    self.warn(path, format!("ends after {at} of {size} bytes; the rest is stored as zeros"));
+                    return self.write_zeros(size - at);
+                }
+                at += done;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes some bytes from `at` on, and says how many; 0 at the end of the file.
+    fn piece(&mut self, path: &[u8], file: &File, at: u64, end: u64, bad: &mut u32) -> Result<u64> {
+        interrupt::check()?;
+        let want = usize::try_from(end - at).map_or(PIECE, |left| left.min(PIECE));
+        match file.read_at(&mut self.buf[..want], at) {
+            Ok(len) => {
+                let buf = std::mem::take(&mut self.buf);
+                let written = self.write(&buf[..len]);
+                self.buf = buf;
+                written.map(|()| len as u64)
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => self.piece(path, file, at, end, bad),
+            Err(e) => self.bad_piece(path, at, end, bad, &e),
+        }
+    }
+
+    /// A damaged place of a disk costs its own bytes, not the file; a disk that is gone must not be asked for each of them.
+    fn bad_piece(&mut self, path: &[u8], at: u64, end: u64, bad: &mut u32, e: &io::Error) -> Result<u64> {
+        *bad += 1;
+        let len = if *bad > MAX_BAD_PIECES { end - at } else { (BAD_PIECE - at % BAD_PIECE).min(end - at) };
+        self.warn(path, format!("unreadable at byte {at}: {e}; {len} bytes are stored as zeros"));
+        self.write_zeros(len)?;
+        Ok(len)
+    }
+
+    fn write_zeros(&mut self, mut len: u64) -> Result<()> {
+        while len > 0 {
+            interrupt::check()?;
+            let take = usize::try_from(len).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
+            self.write(&ZEROS[..take])?;
+            len -= take as u64;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.summary.written += bytes.len() as u64;
+        self.out.write_all(bytes).at("write", "the tar stream")
+    }
+}
+
+/// Takes away the largest attributes until the header is one that containerd reads.
+fn shed(kept: &mut Vec<Xattr>) -> Vec<Vec<u8>> {
+    // The other records hold two paths and a few numbers.
+    let room = pax::MAX_RECORDS - 2 * MAX_PATH - pax::BLOCK;
+    let mut total: usize = kept.iter().map(pax::xattr_record_len).sum();
+    let mut lost = Vec::new();
+    while total > room {
+        let Some(at) = (0..kept.len()).max_by_key(|&i| kept[i].1.len()) else { break };
+        let xattr = kept.remove(at);
+        total -= pax::xattr_record_len(&xattr);
+        lost.push(xattr.0);
+    }
+    lost
+}
+
+/// Where the next data begins (lseek(2), SEEK_DATA). Past the last data a file ends in a hole, which ENXIO tells.
+fn next_data(file: &File, at: u64) -> u64 {
+    match rustix::fs::seek(file, SeekFrom::Data(at)) {
+        Ok(data) => data.max(at),
+        Err(rustix::io::Errno::NXIO) => u64::MAX,
+        // Not every filesystem knows its holes: then all is data.
+        Err(_) => at,
+    }
+}
+
+/// Where the data at `at` ends. Seeking may run ahead of a file that grows; the caller stops at the announced size.
+fn next_hole(file: &File, at: u64) -> u64 {
+    match rustix::fs::seek(file, SeekFrom::Hole(at)) {
+        Ok(hole) if hole > at => hole,
+        _ => u64::MAX,
+    }
+}

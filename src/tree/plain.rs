@@ -1,0 +1,69 @@
+//! A whole tree into a tar: no layer below it, nothing to interpret.
+
+use super::{
+    node::{Dir, Kind, Meta, Node},
+    pack::{Packer, Why},
+    walk::Steps,
+};
+use crate::{error::Result, interrupt};
+
+/// Writes all that is below `root`, in order, parents first; not `root` itself. What `refuse` gives a reason for stays out.
+pub fn pack(root: &Node, packer: &mut Packer, refuse: fn(&[u8]) -> Option<Why>) -> Result<()> {
+    let Some((dir, names)) = list(packer, b"", root) else { return Ok(()) };
+    let mut steps = Steps::begin(dir, names, ());
+    loop {
+        interrupt::check()?;
+        match steps.next_name() {
+            Some(name) => visit(&mut steps, packer, &root.meta, &name, refuse)?,
+            None if !leave(&mut steps, packer) => return Ok(()),
+            None => {}
+        }
+    }
+}
+
+fn visit(
+    steps: &mut Steps<()>,
+    packer: &mut Packer,
+    root: &Meta,
+    name: &[u8],
+    refuse: fn(&[u8]) -> Option<Why>,
+) -> Result<()> {
+    let path = steps.path_to(name);
+    let Some(node) = steps.dir().and_then(|dir| find(packer, dir, &path, name)) else { return Ok(()) };
+    if let Some(why) = refuse(name) {
+        packer.leave_out(&path, Some(&node.meta), why);
+        return Ok(());
+    }
+    if !packer.admits(&path, &node.meta, root) {
+        return Ok(());
+    }
+    packer.entry(&path, &node)?;
+    let is_ours = node.meta.kind == Kind::Directory && node.meta.is_on_mount_of(root);
+    if is_ours && let Some((dir, names)) = list(packer, &path, &node) {
+        steps.enter(name, Some(dir), names, ());
+    }
+    Ok(())
+}
+
+/// The entry `name` of `dir`; if it cannot be looked at, that is noted.
+pub fn find(packer: &mut Packer, dir: &Dir, path: &[u8], name: &[u8]) -> Option<Node> {
+    let found = dir.child(name);
+    found.inspect_err(|e| packer.leave_out(path, None, Why::Unreadable(e.to_string()))).ok()
+}
+
+/// The directory `node`, open, and the names in it; if they cannot be read, that is noted.
+pub fn list(packer: &mut Packer, path: &[u8], node: &Node) -> Option<(Dir, Vec<Vec<u8>>)> {
+    let listed = node.dir().and_then(|dir| dir.names().map(|names| (dir, names)));
+    let note =
+        |e: &std::io::Error| packer.leave_out(path, Some(&node.meta), Why::Unreadable(format!("all below it: {e}")));
+    listed.inspect_err(note).ok()
+}
+
+/// Goes up; false when the walk is over. A directory that is not found again is noted.
+pub fn leave<T>(steps: &mut Steps<T>, packer: &mut Packer) -> bool {
+    steps.leave().unwrap_or_else(|lost| {
+        let why = format!("{}; {} more names in it were not visited", lost.source, lost.names);
+        packer.leave_out(&lost.path, None, Why::Unreadable(why));
+        true
+    })
+}
