@@ -1,0 +1,10 @@
+//! Live tests: real containerd, runc and CRIU, in instances of the lab (README.md beside this file).
+//!
+//! Where the lab cannot run, each test says why and passes; with `DEWAR_LIVE=1` it fails instead.
+#![forbid(unsafe_code)]
+
+mod carry; // the main job: killed daemon, checkpoint, lost node, restored by a fresh containerd
+mod harness; // Lab: an instance of the lab, as tests see it
+mod killed; // killed at any instant, the container runs again
+mod lab; // the lab proves itself: stock tools make the round trip, nothing survives an instance
+mod refusal; // what stands in the way is said, and the rest comes home

@@ -1,0 +1,87 @@
+//! When something stands in the way: said in words, the rest comes home, the container runs.
+
+use crate::harness::{Cgroup, Containerd, FrozenState, Lab, dewar_json, dewar_ok, until};
+
+fn witness(containerd: Containerd) -> Option<Lab> {
+    let lab = Lab::start(containerd, Cgroup::V1)?;
+    lab.start_containerd();
+    lab.import("programs");
+    lab.run("witness", "programs", &["/bin/witness", "8", "/var/lib/witness", "2"], &[]);
+    until("the witness answers", || lab.inside("witness", &["/bin/witness", "ask"]).status.success());
+    Some(lab)
+}
+
+/// Exit status and stderr of a refused run.
+#[track_caller]
+fn refused(lab: &Lab, args: &[&str], code: i32) -> String {
+    let output = lab.dewar(args);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    assert_eq!(lab.freezer_state("witness"), FrozenState::Thawed);
+    lab.ask("witness", &["/bin/witness", "ask"]);
+    said
+}
+
+#[test]
+fn a_running_daemon_is_named_and_refused_or_read_beside() {
+    let Some(lab) = witness(Containerd::V2_1) else { return };
+    let said = refused(&lab, &["ls"], 2);
+    assert!(said.contains("containerd daemon is running") && said.contains("--daemon-running"), "{said}");
+    let said = refused(&lab, &["checkpoint", "witness", "-o", "/tmp/layout"], 2);
+    assert!(said.contains("systemctl stop containerd"), "{said}");
+    assert!(!lab.try_sh("test -e /tmp/layout").status.success(), "nothing was written");
+    assert!(dewar_ok(&lab, &["ls", "--daemon-running"]).contains("witness"));
+    dewar_ok(&lab, &["checkpoint", "witness", "-o", "/tmp/layout", "--daemon-running"]);
+    // Our lock is gone: the daemon starts again at once.
+    lab.kill_containerd();
+    dewar_ok(&lab, &["ls"]);
+    lab.start_containerd();
+}
+
+#[test]
+fn without_criu_all_but_memory_comes_home() {
+    let Some(lab) = witness(Containerd::V2_1) else { return };
+    lab.kill_containerd();
+    let said = refused(&lab, &["checkpoint", "witness", "-o", "/tmp/layout", "--criu", "/nonexistent/criu"], 1);
+    assert!(said.contains("memory is not in the bundle") && said.contains("--criu"), "{said}");
+    let shown = dewar_json(&lab, &["inspect", "/tmp/layout", "--json"]);
+    assert!(shown[0]["files"].is_object() && shown[0]["memory"].is_null(), "{shown}");
+    dewar_ok(&lab, &["verify", "/tmp/layout"]);
+
+    let always = ["checkpoint", "witness", "-o", "/tmp/always", "--task", "always", "--criu", "/nonexistent/criu"];
+    refused(&lab, &always, 2);
+    let left = lab.sh("ls -A /tmp/always/blobs/sha256 2>/dev/null | wc -l");
+    assert_eq!(left.trim(), "0", "nothing is written");
+    // What would be lost is not killed.
+    let exit = ["checkpoint", "witness", "-o", "/tmp/layout", "--exit", "--criu", "/nonexistent/criu"];
+    let said = refused(&lab, &exit, 1);
+    assert!(said.contains("left running"), "{said}");
+}
+
+#[test]
+fn a_full_disk_ends_the_run_and_the_container_goes_on() {
+    let Some(lab) = witness(Containerd::V2_1) else { return };
+    lab.kill_containerd();
+    lab.sh("mkdir /tmp/small; mount -t tmpfs -o size=6m tmpfs /tmp/small");
+    let output = lab.dewar(&["checkpoint", "witness", "-o", "/tmp/small/layout"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "8 MiB of memory do not fit in 6");
+    assert!(said.contains("space"), "{said}");
+    assert_eq!(lab.freezer_state("witness"), FrozenState::Thawed);
+    lab.ask("witness", &["/bin/witness", "ask"]);
+    assert!(dewar_ok(&lab, &["verify", "/tmp/small/layout"]).starts_with("sound"));
+    let left = lab.sh("find /tmp/small/layout -name '.dewar-*'");
+    assert_eq!(left, "", "no staging stays");
+}
+
+#[test]
+fn missing_blobs_are_named_and_the_rest_is_written() {
+    let Some(lab) = witness(Containerd::V2_1) else { return };
+    lab.kill_containerd();
+    let store = "/var/lib/containerd/io.containerd.content.v1.content/blobs/sha256";
+    let lost = lab.sh(&format!("ls -S {store} | head -1; rm {store}/$(ls -S {store} | head -1)"));
+    let said = refused(&lab, &["checkpoint", "witness", "-o", "/tmp/layout"], 1);
+    assert!(said.contains(lost.trim()), "{said}");
+    let shown = dewar_json(&lab, &["inspect", "/tmp/layout", "--json"]);
+    assert!(shown[0]["memory"].is_object() && shown[0]["files"].is_object(), "{shown}");
+}
