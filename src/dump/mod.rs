@@ -15,6 +15,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    thread,
 };
 
 pub mod hints;
@@ -105,6 +106,9 @@ const OLDEST: Version = Version(3, 16, 0);
 /// Kernels, and the CRIU without which every dump on them fails (3.16 vvar/vDSO layout; socket options).
 const KERNELS: [((u32, u32), Version); 2] = [((6, 16), Version(4, 2, 0)), ((6, 13), Version(4, 1, 0))];
 
+/// Errors by name, and none by nature: CRIU goes on after them. First in the log, they would pass for the reason.
+const HARMLESS: [&str; 1] = ["rlimit: Can't setup RLIMIT_NOFILE"]; // util.c: without CAP_SYS_RESOURCE
+
 /// How many lines of a log an error quotes.
 const MAX_LINES: usize = 20;
 
@@ -142,7 +146,7 @@ pub fn prepare(host: &Host) -> Result<Criu> {
     let answer = swrk.ask(&request, &mut |_| Ok(()))?;
     let Some(version) = answer.and_then(|a| a.version).map(Version::from) else {
         let Ended { how, said, .. } = swrk.end();
-        return Err(explain(&host.criu, &how, &said, &[]));
+        return Err(explain(&format!("{}: {how}", host.criu.display()), &said, &[]));
     };
     if version < OLDEST {
         return Err(too_old(host, version));
@@ -193,37 +197,25 @@ struct Dump<'a> {
 }
 
 impl Dump<'_> {
+    /// CRIU starts while we look around: all of this is time in which the container stands still.
     fn run(&self) -> Result<LockMethod> {
-        let lock = plan::lock(&self.criu.host, self.criu, self.frozen.task(), self.opts.network_lock);
-        match self.attempt(lock) {
-            // A client came in between our look and CRIU's: with the lock none can.
-            Err(Error::Criu { log, .. })
-                if self.opts.network_lock == NetworkLock::Auto
-                    && lock == LockMethod::Skip
-                    && log.iter().any(|l| l.contains("In-flight connection")) =>
-            {
-                self.frozen.refreeze()?;
-                let lock = if self.criu.has_nftables { LockMethod::Nftables } else { LockMethod::Iptables };
-                fs::remove_dir_all(self.images).at("empty", self.images)?;
-                self.attempt(lock).map(|()| lock)
-            }
-            result => result.map(|()| lock),
-        }
-    }
-
-    fn attempt(&self, lock: LockMethod) -> Result<()> {
         let (host, task) = (&self.criu.host, self.frozen.task());
+        let swrk = Swrk::start(&host.criu)?;
         let images = private_dir(self.images)?;
         let work = private_dir(self.work)?;
-        write_descriptors(self.images, &plan::descriptors(host, task))?;
         let dirs = Dirs { images: images.as_raw_fd(), work: work.as_raw_fd() };
-        let opts = plan::plan(host, self.spec, task, self.opts, lock, dirs)?;
-        self.ask(opts)?;
-        make_private(self.images)
+        let (lock, opts) = thread::scope(|scope| {
+            let lock = scope.spawn(|| plan::lock(host, self.criu, task, self.opts.network_lock));
+            let opts = write_descriptors(self.images, &plan::descriptors(host, task))
+                .and_then(|()| plan::plan(host, self.spec, task, self.opts, dirs));
+            (lock.join().unwrap_or(LockMethod::Iptables), opts)
+        });
+        self.ask(swrk, Opts { network_lock: Some(lock.into()), ..opts? })?;
+        make_private(self.images)?;
+        Ok(lock)
     }
 
-    fn ask(&self, opts: Opts) -> Result<()> {
-        let mut swrk = Swrk::start(&self.criu.host.criu)?;
+    fn ask(&self, mut swrk: Swrk, opts: Opts) -> Result<()> {
         self.frozen.criu_is(swrk.pid())?;
         let request = Request { kind: Kind::Dump.into(), opts: Some(opts), ..Request::default() };
         let answer = swrk.ask(&request, &mut |_| Ok(()));
@@ -237,14 +229,15 @@ impl Dump<'_> {
 
     fn failure(&self, answer: Option<Response>, ended: &Ended) -> Error {
         let log = error_lines(&self.work.join(LOG));
-        let message = answer.as_ref().and_then(|a| a.cr_errmsg.clone()).filter(|m| !m.trim().is_empty());
+        let message =
+            answer.as_ref().and_then(|a| a.cr_errmsg.clone()).filter(|m| !m.trim().is_empty() && !is_harmless(m));
         let errno = answer.as_ref().and_then(|a| a.cr_errno).filter(|&e| e != 0);
         let reason = message.or_else(|| log.first().cloned()).unwrap_or_else(|| match (answer, errno) {
             (None, _) => ended.how.clone(),
             (Some(_), Some(errno)) => std::io::Error::from_raw_os_error(errno).to_string(),
             (Some(_), None) => "it gives no reason".into(),
         });
-        let mut error = explain(&self.criu.host.criu, &reason, &ended.said, &log);
+        let mut error = explain(&reason, &ended.said, &log);
         if let (Error::Criu { hint, .. }, Some(warning)) = (&mut error, &self.criu.warning)
             && hint.is_empty()
         {
@@ -255,13 +248,12 @@ impl Dump<'_> {
 }
 
 /// The error for what CRIU said: its reason, what is known of it, and the lines it stands in.
-fn explain(program: &Path, reason: &str, said: &str, log: &[String]) -> Error {
+fn explain(reason: &str, said: &str, log: &[String]) -> Error {
     let said = said.lines().map(printable).filter(|l| !l.trim().is_empty());
     let lines: Vec<_> = std::iter::once(printable(reason)).chain(log.iter().cloned()).chain(said).collect();
     let hint = hints::find(&lines).unwrap_or_default().to_owned();
     let from = lines.len().saturating_sub(MAX_LINES).max(1);
-    let reason = format!("{} ({})", bare(&lines[0]), program.display());
-    Error::Criu { reason, hint, log: lines.into_iter().skip(from).collect() }
+    Error::Criu { reason: bare(&lines[0]).to_owned(), hint, log: lines.into_iter().skip(from).collect() }
 }
 
 fn explain_frozen_above(above: &Path) -> Error {
@@ -286,7 +278,11 @@ fn error_lines(path: &Path) -> Vec<String> {
     let Ok(file) = File::open(path) else { return Vec::new() };
     let lines = BufReader::new(file).split(b'\n').map_while(std::result::Result::ok);
     let texts = lines.map(|l| printable(&String::from_utf8_lossy(&l)));
-    texts.filter(|l| l.contains("Error (") || l.contains("Error(")).take(MAX_LINES).collect()
+    texts.filter(|l| l.contains("Error (") && !is_harmless(l)).take(MAX_LINES).collect()
+}
+
+fn is_harmless(line: &str) -> bool {
+    HARMLESS.iter().any(|text| line.contains(text))
 }
 
 fn printable(text: &str) -> String {
@@ -393,13 +389,13 @@ mod tests {
     fn the_first_errors_of_a_log_are_quoted_and_say_nothing_to_a_terminal() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join(LOG);
-        let log = b"(00.1) Dumping\n(00.2) Error (criu/sk-inet.c:200): inet: Connected TCP socket \x1b[2J\xff\n(00.3) \
+        let log = b"Error (criu/util.c:1): rlimit: Can't setup RLIMIT_NOFILE for self\n(00.2) Error (criu/sk-inet.c:200): inet: Connected TCP socket \x1b[2J\xff\n(00.3) \
                     Warn  (criu/x.c:1): no\n(00.4) Error (criu/cr-dump.c:2): Dumping FAILED.\n";
         fs::write(&path, log).unwrap();
         let lines = error_lines(&path);
         assert_eq!(lines.len(), 2);
         assert!(!lines[0].contains('\x1b'));
-        let Error::Criu { reason, hint, log } = explain(Path::new("criu"), &lines[0], "", &lines) else { panic!() };
+        let Error::Criu { reason, hint, log } = explain(&lines[0], "", &lines) else { panic!() };
         assert!(reason.starts_with("inet: Connected TCP socket"), "{reason}");
         assert!(hint.contains("--tcp-established"));
         assert_eq!(log, lines);

@@ -9,6 +9,7 @@ use std::{
     fs, io,
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Component, Path, PathBuf},
+    thread,
 };
 
 use super::{Criu, NetworkLock, Options};
@@ -51,8 +52,8 @@ pub struct Dirs {
     pub work: i32,
 }
 
-/// The whole of what a dump is asked with. Made while the container is frozen, so that it cannot move its mounts.
-pub fn plan(host: &Host, spec: &Spec, task: &Task, opts: &Options, lock: LockMethod, dirs: Dirs) -> Result<Opts> {
+/// What a dump is asked with, all but the [`lock`]. Made while the container is frozen, so that it moves no mounts.
+pub fn plan(host: &Host, spec: &Spec, task: &Task, opts: &Options, dirs: Dirs) -> Result<Opts> {
     Ok(Opts {
         images_dir_fd: dirs.images,
         work_dir_fd: Some(dirs.work),
@@ -75,7 +76,7 @@ pub fn plan(host: &Host, spec: &Spec, task: &Task, opts: &Options, lock: LockMet
         shell_job: Some(opts.shell_job),
         log_level: Some(opts.log_level),
         log_file: Some(LOG.into()),
-        network_lock: Some(lock.into()),
+        network_lock: None,
     })
 }
 
@@ -96,13 +97,34 @@ pub fn lock(host: &Host, criu: &Criu, task: &Task, choice: NetworkLock) -> LockM
 }
 
 /// True if no TCP socket of the container's network namespace has a peer: then no packet can disturb the dump. The
-/// lock costs up to 100 ms of the container's standing still.
+/// lock costs up to 100 ms of the container's standing still, and this look 6 ms, for the kernel walks its whole table.
 fn is_quiet(host: &Host, task: &Task) -> bool {
-    ["net/tcp", "net/tcp6"].iter().all(|name| match fs::read_to_string(host.proc_of(task.init.pid, name)) {
-        Ok(table) => table.lines().skip(1).all(has_no_peer),
-        // A kernel without IPv6 has no tcp6; what cannot be read is taken to be busy.
-        Err(e) => e.kind() == io::ErrorKind::NotFound,
+    let of = |name: &str| host.proc_of(task.init.pid, name);
+    if ["net/sockstat", "net/sockstat6"].iter().all(|&name| has_no_tcp(&of(name))) {
+        return true;
+    }
+    let tables = [of("net/tcp"), of("net/tcp6")];
+    thread::scope(|scope| {
+        let looks = tables.each_ref().map(|table| scope.spawn(|| has_no_peers(table)));
+        looks.into_iter().all(|look| look.join().unwrap_or(false))
     })
+}
+
+/// The counters of a namespace: `TCP: inuse 0 …`, `TCP6: inuse 0`.
+fn has_no_tcp(sockstat: &Path) -> bool {
+    let none = |l: &str| l.starts_with("TCP: inuse 0 ") || l == "TCP6: inuse 0";
+    match fs::read_to_string(sockstat) {
+        Ok(text) => text.lines().any(none),
+        Err(e) => e.kind() == io::ErrorKind::NotFound && sockstat.ends_with("sockstat6"),
+    }
+}
+
+/// A kernel without IPv6 has no tcp6; what cannot be read is taken to be busy.
+fn has_no_peers(table: &Path) -> bool {
+    match fs::read_to_string(table) {
+        Ok(text) => text.lines().skip(1).all(has_no_peer),
+        Err(e) => e.kind() == io::ErrorKind::NotFound,
+    }
 }
 
 /// The fourth field is the state (`include/net/tcp_states.h`): 07 CLOSE, 0A LISTEN.
@@ -430,6 +452,9 @@ mod tests {
             fs::write(&table, lines.join("\n")).unwrap();
             assert_eq!(is_quiet(&host, &task), quiet, "{states:?}");
         }
+        fs::write(host.proc_of(7, "net/sockstat"), "TCP: inuse 0 orphan 0 tw 0 alloc 9 mem 9\n").unwrap();
+        assert!(is_quiet(&host, &task));
+        fs::write(host.proc_of(7, "net/sockstat6"), "TCP6: inuse 1\n").unwrap();
         assert_eq!(lock(&host, &criu(true), &task, NetworkLock::Auto), LockMethod::Nftables);
         assert_eq!(lock(&host, &criu(false), &task, NetworkLock::Auto), LockMethod::Iptables);
         assert_eq!(lock(&host, &criu(true), &task, NetworkLock::Skip), LockMethod::Skip);

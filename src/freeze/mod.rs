@@ -226,10 +226,18 @@ impl Frozen {
 
     /// Brings back the former state, and dismisses the watchdog. If that fails, `Drop` tries again, then the watchdog.
     fn thaw(&mut self) -> Result<Option<Duration>> {
-        self.freezer.restore(self.former)?;
+        self.restore()?;
         let frozen = if self.former == Former::Running { self.since.map(|s| s.elapsed()) } else { None };
         self.dismiss()?;
         Ok(frozen)
+    }
+
+    /// A cgroup that has gone holds nobody: its processes were killed meanwhile.
+    fn restore(&self) -> Result<()> {
+        match self.freezer.restore(self.former) {
+            Err(_) if !self.freezer.exists() => Ok(()),
+            result => result,
+        }
     }
 
     /// The marker goes before the watchdog: one that is left alone with no marker only thaws what is thawed.
@@ -242,7 +250,10 @@ impl Frozen {
     }
 
     fn kill(mut self) -> Result<()> {
-        self.freezer.kill()?;
+        match self.freezer.kill() {
+            Err(e) if self.freezer.exists() => return Err(e),
+            _ => {}
+        }
         let start = Instant::now();
         while self.host.is_alive(self.task.init)? {
             if start.elapsed() > END {
@@ -268,8 +279,8 @@ impl Frozen {
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        // A cgroup that has gone holds nobody. If it fails, the watchdog learns of our end as it was not told "done".
-        if self.watchdog.is_some() && (self.freezer.restore(self.former).is_ok() || !self.freezer.exists()) {
+        // If it fails, the watchdog tries as well: it sees the pipe close, and was not told "done".
+        if self.watchdog.is_some() && self.restore().is_ok() {
             let _ = self.dismiss();
         }
     }

@@ -66,7 +66,7 @@ fn root_entry(root: &Node, lowers: &Lowers, packer: &mut Packer) -> Result<()> {
         return Ok(());
     }
     packer.warn(b"", "the root directory's owner, mode or attributes changed; containerd does not restore these");
-    packer.entry(b".", root)
+    packer.entry(b".", root).map(drop)
 }
 
 impl Walk<'_, '_> {
@@ -89,37 +89,38 @@ impl Walk<'_, '_> {
         let Some(&place) = self.steps.value() else { return Ok(()) };
         let path = self.steps.path_to(name);
         let upper = match self.steps.dir().map(|dir| dir.child(name)) {
-            Some(Err(e)) if place.is_whole && e.kind() == io::ErrorKind::NotFound => None,
-            Some(Err(e)) => {
-                self.packer.leave_out(&path, None, Why::Unreadable(e.to_string()));
-                return Ok(());
-            }
-            Some(Ok(node)) => Some(node),
-            None => None,
+            Some(Err(e)) if place.is_whole && e.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => other.transpose(),
         };
         let done = match upper {
-            Some(node) => self.upper_entry(name, &path, &node, place),
-            None => self.inherited(name, &path, place),
+            Ok(Some(node)) => self.upper_entry(name, &path, &node, place),
+            Ok(None) => self.inherited(name, &path, place).map(|()| true),
+            Err(e) => Err(Failed::Reading(e)),
         };
         // Errors of reading cost the entry; errors of writing end the work.
-        done.or_else(|e| match e {
-            Failed::Reading(e) => {
+        let is_done = match done {
+            Ok(is_done) => is_done,
+            Err(Failed::Ending(e)) => return Err(e),
+            Err(Failed::Reading(e)) => {
                 self.packer.leave_out(&path, None, Why::Unreadable(e.to_string()));
-                Ok(())
+                false
             }
-            Failed::Ending(e) => Err(e),
-        })
+        };
+        // What was left out must not come back as what the image has there.
+        if is_done { Ok(()) } else { self.delete(name, &path, None, place) }
     }
 
-    fn upper_entry(&mut self, name: &[u8], path: &[u8], node: &Node, place: Place) -> Result<(), Failed> {
+    /// False if it is not in the layer.
+    fn upper_entry(&mut self, name: &[u8], path: &[u8], node: &Node, place: Place) -> Result<bool, Failed> {
         if self.marks.is_whiteout(node, place.opacity)? {
-            return Ok(self.whiteout(name, path, node, place)?);
+            self.delete(name, path, Some(node), place)?;
+            return Ok(true);
         }
         if !self.admits(name, path, node, self.root.clone()) {
-            return Ok(());
+            return Ok(false);
         }
         match node.meta.kind {
-            Kind::Directory => self.directory(name, path, node, place),
+            Kind::Directory => self.directory(name, path, node, place).map(|()| true),
             Kind::File if self.marks.value(node, Mark::Metacopy)?.is_some() => {
                 let redirect = self.marks.value(node, Mark::Redirect)?;
                 let data = self.lowers.data(redirect.as_deref().unwrap_or(name))?;
@@ -139,13 +140,13 @@ impl Walk<'_, '_> {
     }
 
     /// A deletion, if there is something to delete: overlay leaves whiteouts over nothing, too.
-    fn whiteout(&mut self, name: &[u8], path: &[u8], node: &Node, place: Place) -> Result<()> {
+    fn delete(&mut self, name: &[u8], path: &[u8], whiteout: Option<&Node>, place: Place) -> Result<()> {
         if place.is_hidden || !self.lowers.may_have(name) {
             return Ok(());
         }
         // The mark for a name such as `.wh..opq` would say something else.
         if let Some(why) = refuse(name) {
-            self.packer.leave_out(path, Some(&node.meta), why);
+            whiteout.inspect(|node| self.packer.leave_out(path, Some(&node.meta), why));
             return Ok(());
         }
         let mark = self.steps.path_to(&[MARK, name].concat());

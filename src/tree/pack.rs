@@ -183,18 +183,19 @@ impl<'a> Packer<'a> {
         !is_long && (meta.is_on_mount_of(root) || meta.kind == Kind::Directory)
     }
 
-    /// Writes `node` under `path`, or notes why not.
-    pub fn entry(&mut self, path: &[u8], node: &Node) -> Result<()> {
+    /// Writes `node` under `path`; false if it could not, which is noted.
+    pub fn entry(&mut self, path: &[u8], node: &Node) -> Result<bool> {
         self.entry_from(path, node, node)
     }
 
-    /// Writes `node` under `path` with the content of `data`, or notes why not.
-    pub fn entry_from(&mut self, path: &[u8], node: &Node, data: &Node) -> Result<()> {
+    /// Writes `node` under `path` with the content of `data`; false if it could not, which is noted.
+    pub fn entry_from(&mut self, path: &[u8], node: &Node, data: &Node) -> Result<bool> {
         interrupt::check()?;
         let has_names = node.meta.links > 1 && node.meta.kind != Kind::Directory;
         if has_names && let Some(first) = self.first_names.get(&node.meta.id).cloned() {
             self.summary.hard_links += 1;
-            return self.header(path, node, Type::HardLink, &first);
+            self.header(path, node, Type::HardLink, &first)?;
+            return Ok(true);
         }
         let is_written = match node.meta.kind {
             Kind::File => self.file(path, node, data)?,
@@ -204,7 +205,7 @@ impl<'a> Packer<'a> {
         if is_written && has_names {
             self.first_names.insert(node.meta.id, path.to_vec());
         }
-        Ok(())
+        Ok(is_written)
     }
 
     /// Writes an empty file that belongs to nobody: the form of a layer's marks (OCI image spec, layer.md, "Whiteouts").
