@@ -1,11 +1,14 @@
 //! From what a user typed to a container with all its places found. Only reads.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     containerd::{
         meta::{Container, Image, MetaDb},
-        task,
+        task::{self, TaskRecord},
     },
     error::{Error, Result},
     host::Host,
@@ -185,10 +188,30 @@ pub fn task(host: &Host, container: &Container) -> Result<TaskState> {
     if host.sysroot.is_some() {
         return Ok(TaskState::Ended);
     }
-    let root = record.runtime_root.or_else(|| recorded_root(container)).unwrap_or_else(|| host.runc_root.clone());
-    Ok(match runtime::read(&root, &container.name)? {
-        Some(task) if host.is_alive(task.init)? => TaskState::Live(task),
-        _ => TaskState::Ended,
+    let root = record.runtime_root.clone().or_else(|| recorded_root(container));
+    let root = root.unwrap_or_else(|| host.runc_root.clone());
+    Ok(match runtime::read(&root, &container.name) {
+        Ok(Some(task)) if is_of(&task, &record) && host.is_alive(task.init)? => TaskState::Live(task),
+        Ok(_) => TaskState::Ended,
+        // The runtime's directory is root's, also where this store is a copy that anybody may read.
+        Err(e) if e.is_permission() && !may_live(host, &record)? => TaskState::Ended,
+        Err(e) => return Err(e),
+    })
+}
+
+/// True if the runtime's state belongs to this store's task. Runtimes keep theirs at a fixed place whatever containerd's
+/// state directory is, so next to a copied store another container of the same name may be found there.
+fn is_of(task: &Task, record: &TaskRecord) -> bool {
+    let same = |path: &Path| path.canonicalize().ok();
+    task.runtime_bundle == record.runtime_bundle
+        || same(&task.runtime_bundle).is_some_and(|bundle| same(&record.runtime_bundle) == Some(bundle))
+}
+
+/// False if the first process is gone whatever the runtime would say.
+fn may_live(host: &Host, record: &TaskRecord) -> Result<bool> {
+    Ok(match record.init_pid {
+        Some(pid) => host.proc_stat(pid)?.is_some(),
+        None => false,
     })
 }
 
@@ -197,4 +220,96 @@ fn recorded_root(container: &Container) -> Option<PathBuf> {
     let any: Any = proto::decode(&container.runtime_options).ok()?;
     let options: RuncOptions = (any.type_url == proto::RUNC_OPTIONS).then(|| proto::decode(&any.value).ok())??;
     Some(options.root).filter(|root| !root.is_empty()).map(PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn candidate(namespace: &str, id: &str, name: &str) -> Candidate {
+        let record = crate::id::ContainerRef { namespace: namespace.parse().unwrap(), id: id.parse().unwrap() };
+        Candidate { record, name: name.into() }
+    }
+
+    #[test]
+    fn the_most_exact_way_of_meaning_a_container_decides() {
+        let all = [
+            candidate("default", "web", ""),
+            candidate("default", "web2", "api"),
+            candidate("k8s.io", "0123abcd", "shop/web"),
+            candidate("k8s.io", "0129ffff", "shop/db"),
+            candidate("prod", "web3", "web2"),
+            candidate("prod", "api", ""),
+        ];
+        let cases = [
+            ("web", Ok("default/web")),          // an id before a prefix
+            ("web2", Ok("default/web2")),        // an id before a name
+            ("shop/web", Ok("k8s.io/0123abcd")), // pod/container
+            ("0123", Ok("k8s.io/0123abcd")),     // a unique prefix
+            ("012", Err("k8s.io/0123abcd, k8s.io/0129ffff")),
+            ("prod/api", Ok("prod/api")),
+            ("prod/w", Ok("prod/web3")),
+            ("api", Ok("prod/api")),
+            ("webb", Err("did you mean default/web or default/web2 or prod/web3?")),
+            ("0123abce", Err("did you mean k8s.io/0123abcd?")),
+            ("nothing-like-it", Err("dewar ls shows what there is")),
+            ("", Err("")),
+        ];
+        for (wanted, right) in cases {
+            match (choose(&all, wanted), right) {
+                (Ok(found), Ok(right)) => assert_eq!(found.record.to_string(), right, "{wanted:?}"),
+                (Err(e), Err(right)) => assert!(e.to_string().ends_with(right), "{wanted:?}: {e}"),
+                (found, _) => panic!("{wanted:?}: {:?}", found.map(|c| c.record.to_string())),
+            }
+        }
+        assert!(choose(&[], "web").err().unwrap().to_string().contains("no containers here"));
+    }
+
+    /// A host with one task on record, whose runtime state names `bundle` and our own process.
+    fn host(temp: &Path, bundle: &Path) -> (Host, Container) {
+        let host = Host {
+            root: temp.join("root"),
+            state: temp.join("state"),
+            runc_root: temp.join("runc"),
+            ..Host::default()
+        };
+        fs::create_dir_all(host.state.join("io.containerd.runtime.v2.task/default/web")).unwrap();
+        fs::create_dir_all(host.runc_root.join("default/web")).unwrap();
+        let pid = std::process::id();
+        let state = serde_json::json!({
+            "init_process_pid": pid,
+            "init_process_start": host.proc_stat(pid.cast_signed()).unwrap().unwrap().started,
+            "config": {"rootfs": bundle.join("rootfs"), "labels": [format!("bundle={}", bundle.display())]},
+            "cgroup_paths": {"": "/sys/fs/cgroup/default/web"},
+        });
+        fs::write(host.runc_root.join("default/web/state.json"), state.to_string()).unwrap();
+        let container = Container {
+            name: crate::id::ContainerRef { namespace: "default".parse().unwrap(), id: "web".parse().unwrap() },
+            image: String::new(),
+            snapshotter: String::new(),
+            snapshot_key: crate::id::SnapshotKey(String::new()),
+            runtime: String::new(),
+            runtime_options: Vec::new(),
+            spec: Vec::new(),
+            labels: BTreeMap::new(),
+            created_at: None,
+        };
+        (host, container)
+    }
+
+    #[test]
+    fn a_live_task_of_another_store_is_not_this_container() {
+        let temp = tempfile::tempdir().unwrap();
+        let ours = temp.path().join("state/io.containerd.runtime.v2.task/default/web");
+        std::os::unix::fs::symlink(temp.path().join("state"), temp.path().join("link")).unwrap();
+        let linked = temp.path().join("link/io.containerd.runtime.v2.task/default/web");
+        let theirs = Path::new("/run/containerd/io.containerd.runtime.v2.task/default/web");
+        for (bundle, live) in [(ours.as_path(), true), (&linked, true), (theirs, false)] {
+            let (host, container) = host(temp.path(), bundle);
+            let task = task(&host, &container).unwrap();
+            assert_eq!(task.live().is_some(), live, "{}", bundle.display());
+        }
+    }
 }
