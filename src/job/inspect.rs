@@ -143,7 +143,7 @@ fn checkpoint(layout: &Layout, entry: &Descriptor, document: &Index, whole: &Ind
         reference: entry.name().unwrap_or_default().to_owned(),
         digest: entry.digest.to_string(),
         created: of(&entry.annotations, names::CREATED),
-        container: [of(&entry.annotations, names::NAMESPACE), of(&entry.annotations, names::CONTAINER_NAME)].join("/"),
+        container: container(&entry.annotations),
         image_carried: whole.manifests.iter().any(|other| other.name() == Some(image.as_str())),
         image,
         runtime: of(&document.annotations, names::CHECKPOINT_RUNTIME),
@@ -155,6 +155,12 @@ fn checkpoint(layout: &Layout, entry: &Descriptor, document: &Index, whole: &Ind
         checkpoint.take(layout, member)?;
     }
     Ok(checkpoint)
+}
+
+/// `namespace/id`, as far as it is known: containerd's own checkpoints say neither.
+fn container(annotations: &BTreeMap<String, String>) -> String {
+    let parts = [names::NAMESPACE, names::CONTAINER_NAME].map(|key| annotations.get(key).map(String::as_str));
+    parts.into_iter().flatten().collect::<Vec<_>>().join("/")
 }
 
 impl Checkpoint {
