@@ -6,8 +6,8 @@
 // back and compares them with what its memory says they must hold. So a checkpoint whose files are of another moment
 // than its memory is noticed at the first tick after the restore: the witness then writes FILE.MISMATCH and ticks no more.
 //
-// Exact, without tolerance: a process is frozen and restored between two instructions, and a small pwrite is done or
-// not done. Reading back, writing and noting are one sequence, which goes on where it stopped.
+// Without tolerance: a process is frozen and restored between two instructions, and a small pwrite is done or not done.
+// Reading back, writing and noting are one sequence, which goes on where it stopped.
 //
 // It listens on /run/witness.sock (/run is a tmpfs in a container, so the socket is no part of the rw layer). Asked,
 // it checks every page and says: `ok id=<this process> tick=<n> checksum=<hex> mib=<n>`, or `mismatch <why>`.
@@ -36,7 +36,8 @@ struct record { uint64_t tick, checksum; };
 static uint64_t (*page)[WORDS];   // the memory that must survive
 static uint64_t *written_at;      // the tick at which each page was written last: with its number it gives the content
 static uint64_t pages;
-static struct record now;         // what memory says FILE holds
+static struct record now;         // what memory is
+static struct record written;     // what the files hold, as memory knows
 static uint64_t id;               // tells this process from a restarted one
 static char mismatch[256];        // empty while all is well
 static const char *path;
@@ -93,20 +94,24 @@ static void check_memory(void) {
 }
 
 static void check_files(int file, int map) {
-    struct record held = {0};
-    uint64_t mapped = 0;
+    struct record held;
+    uint64_t mapped;
     if (pread(file, &held, sizeof held, 0) != sizeof held || pread(map, &mapped, sizeof mapped, 0) != sizeof mapped) {
         give_up("a file is shorter than what was written to it");
-    } else if (memcmp(&held, &now, sizeof held) != 0) {
-        give_up("memory is of tick %" PRIu64 ", the file of tick %" PRIu64, now.tick, held.tick);
-    } else if (mapped != now.tick) {
-        give_up("memory is of tick %" PRIu64 ", the mapped file of tick %" PRIu64, now.tick, mapped);
+    } else if (memcmp(&held, &written, sizeof held) != 0) {
+        give_up("memory wrote tick %" PRIu64 ", the file holds tick %" PRIu64, written.tick, held.tick);
+    } else if (mapped != written.tick) {
+        give_up("memory wrote tick %" PRIu64 ", the mapped file holds tick %" PRIu64, written.tick, mapped);
     }
 }
 
+static void write_files(int file, volatile uint64_t *mapping) {
+    if (pwrite(file, &now, sizeof now, 0) != sizeof now) err(1, "write %s", path);
+    *mapping = now.tick;
+    written = now;
+}
+
 static void tick(int file, int map, volatile uint64_t *mapping) {
-    check_files(file, map);
-    if (mismatch[0]) return;
     now.tick++;
     for (uint64_t i = 0; i < PAGES_PER_TICK; i++) {
         uint64_t n = mix(now.tick * PAGES_PER_TICK + i) % pages;   // all over the memory
@@ -116,8 +121,9 @@ static void tick(int file, int map, volatile uint64_t *mapping) {
         }
         write_page(n, now.tick);
     }
-    if (pwrite(file, &now, sizeof now, 0) != sizeof now) err(1, "write %s", path);
-    *mapping = now.tick;
+    // Reading back and writing stand close together: between them, wrong files would be overwritten unseen.
+    check_files(file, map);
+    if (!mismatch[0]) write_files(file, mapping);
 }
 
 static struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = "/run/witness.sock"};
@@ -173,7 +179,7 @@ int main(int argc, char **argv) {
     if (ftruncate(map, 4096) < 0) err(1, "truncate %s", map_name);
     volatile uint64_t *mapping = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, map, 0);
     if (mapping == MAP_FAILED) err(1, "map %s", map_name);
-    if (pwrite(file, &now, sizeof now, 0) != sizeof now) err(1, "write %s", path);
+    write_files(file, mapping);
 
     unlink(address.sun_path);
     int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
