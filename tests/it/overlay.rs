@@ -186,7 +186,8 @@ impl Stack {
 
 /// Makes room for an entry of a layer.
 fn clear(root: &Path, name: &Path) {
-    let path = root.join(name);
+    // With its last slash a path would lead through a symbolic link.
+    let path = root.join(name).components().collect::<PathBuf>();
     let (Some(dir), Some(last)) = (path.parent(), path.file_name()) else { return };
     match last.as_bytes().strip_prefix(b".wh.") {
         Some(b".wh..opq") => {
