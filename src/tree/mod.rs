@@ -9,6 +9,6 @@ pub mod pack;
 pub mod plain;
 pub mod walk;
 
-pub use node::{Dir, FileId, Kind, Meta, Node, Source};
+pub use node::{Dir, FileId, Kind, Meta, Node};
 pub use pack::{Held, LeftOut, Packer, Summary, Warning, Why};
 pub use walk::Steps;

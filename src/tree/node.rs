@@ -117,9 +117,6 @@ pub struct Node {
     pub meta: Meta,
 }
 
-/// Where a path of the caller's choosing leads.
-pub type Source = Node;
-
 impl Node {
     /// What `path` names; its last component may be a symbolic link and is then held itself.
     pub fn open(path: &Path) -> io::Result<Self> {

@@ -416,3 +416,98 @@ fn next_hole(file: &File, at: u64) -> u64 {
         _ => u64::MAX,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    fn packed(path: &Path, between: impl FnOnce()) -> (Vec<u8>, Summary) {
+        let node = Node::open(path).unwrap();
+        between();
+        let mut out = Vec::new();
+        let mut packer = Packer::new(&mut out, |_| Held::Kept);
+        assert!(packer.entry(b"f", &node).unwrap());
+        let summary = packer.finish().unwrap();
+        (out, summary)
+    }
+
+    fn content(tar: &[u8]) -> Vec<u8> {
+        let mut archive = tar::Archive::new(tar);
+        let mut entries = archive.entries().unwrap();
+        let mut bytes = Vec::new();
+        io::Read::read_to_end(&mut entries.next().unwrap().unwrap(), &mut bytes).unwrap();
+        assert!(entries.next().is_none());
+        bytes
+    }
+
+    #[test]
+    fn a_file_that_changes_while_it_is_read_keeps_its_announced_length_and_is_told() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("f");
+        for (now, stored) in [(&b"short"[..], b"short\0\0\0\0\0"), (b"0123456789 and more", b"0123456789")] {
+            fs::write(&path, b"0123456789").unwrap();
+            let (tar, summary) = packed(&path, || fs::write(&path, now).unwrap());
+            assert_eq!(content(&tar), stored);
+            assert!(summary.warnings.iter().any(|w| w.what.starts_with("changed")), "{:?}", summary.warnings);
+        }
+        fs::write(&path, b"0123456789").unwrap();
+        // Held by its descriptor, it cannot vanish; and what takes its name meanwhile is not read.
+        let (tar, summary) = packed(&path, || {
+            fs::remove_file(&path).unwrap();
+            fs::write(&path, b"impostor!!").unwrap();
+        });
+        assert_eq!((content(&tar).as_slice(), summary.warnings.len()), (&b"0123456789"[..], 0));
+    }
+
+    #[test]
+    fn holes_are_stepped_over() {
+        let temp = tempfile::tempdir().unwrap();
+        let file = File::create(temp.path().join("f")).unwrap();
+        file.set_len(64 << 20).unwrap();
+        file.write_all_at(b"x", 32 << 20).unwrap();
+        // Where the filesystem knows holes; elsewhere all is data, which is allowed.
+        if next_data(&file, 0) != 0 {
+            assert_eq!(next_data(&file, 0), 32 << 20);
+            assert!(next_hole(&file, 32 << 20) < 33 << 20);
+            assert_eq!(next_data(&file, 33 << 20), u64::MAX);
+        }
+    }
+
+    #[test]
+    fn a_link_repeats_owner_mode_and_attributes() {
+        let temp = tempfile::tempdir().unwrap();
+        let [first, second] = ["a", "b"].map(|name| temp.path().join(name));
+        fs::write(&first, b"").unwrap();
+        fs::hard_link(&first, &second).unwrap();
+        let can_hold = rustix::fs::setxattr(&first, "user.k", b"v", rustix::fs::XattrFlags::empty()).is_ok();
+        let mut out = Vec::new();
+        let mut packer = Packer::new(&mut out, |_| Held::Kept);
+        for (name, path) in [(b"a", &first), (b"b", &second)] {
+            packer.entry(name, &Node::open(path).unwrap()).unwrap();
+        }
+        assert_eq!(packer.finish().unwrap().hard_links, 1);
+        let mut archive = tar::Archive::new(&out[..]);
+        let mut seen = Vec::new();
+        for entry in archive.entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let records = entry.pax_extensions().unwrap().into_iter().flatten();
+            let has_xattr = records.filter(|r| r.as_ref().unwrap().key() == Ok("SCHILY.xattr.user.k")).count() == 1;
+            seen.push((entry.header().mode().unwrap(), entry.header().uid().unwrap(), has_xattr));
+        }
+        assert_eq!((seen[0], seen[0].2), (seen[1], can_hold));
+    }
+
+    #[test]
+    fn attributes_beyond_what_containerd_reads_are_shed_the_largest_first() {
+        let xattr = |i: u8, len| (vec![b'u', i], vec![0; len]);
+        let mut kept: Vec<Xattr> = (0..20).map(|i| xattr(i, 60_000 + usize::from(i))).collect();
+        kept.push(xattr(99, 5));
+        let lost = shed(&mut kept);
+        assert_eq!(lost[0], [b'u', 19]);
+        assert!(kept.contains(&xattr(99, 5)) && kept.len() + lost.len() == 21);
+        assert!(kept.iter().map(pax::xattr_record_len).sum::<usize>() < pax::MAX_RECORDS - 2 * MAX_PATH);
+        assert!(shed(&mut kept).is_empty());
+    }
+}

@@ -136,6 +136,8 @@ impl Stack {
         let summary = rw::write_layer(&self.rw(), &mut first).unwrap();
         assert_eq!(summary, rw::write_layer(&self.rw(), &mut second).unwrap());
         assert!(first == second, "two runs differ");
+        let leak = b"SCHILY.xattr.trusted.overlay.";
+        assert!(!first.windows(leak.len()).any(|part| part == leak), "a mark of overlay's leaked");
         assert_eq!(summary.written, first.len() as u64);
         (first, summary)
     }
