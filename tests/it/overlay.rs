@@ -9,7 +9,7 @@ use std::{
         unix::{ffi::OsStrExt, fs::MetadataExt},
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
 };
 
 use dewar::{digest::Digest, rw, snapshotter::RwLayer, tree::Summary};
@@ -40,6 +40,11 @@ pub enum Flavour {
 }
 
 impl Flavour {
+    /// Directories of the image can be renamed without being copied.
+    pub fn moves_directories(self) -> bool {
+        matches!(self, Self::Redirect | Self::Metacopy)
+    }
+
     fn options(self) -> &'static str {
         match self {
             Self::Usual => "index=off,redirect_dir=off,metacopy=off",
@@ -178,7 +183,8 @@ impl Stack {
         [&root, &empty, &work].into_iter().for_each(|dir| fs::create_dir(dir).unwrap());
         copy_metadata(&self.lowers()[0], &empty);
         let base = self.mount(&empty, &work);
-        untar(&tar_of(base.path()), &root, &[]);
+        let copied = Command::new("cp").arg("-a").arg(base.path().join(".")).arg(&root).status().unwrap();
+        assert!(copied.success());
         drop(base);
         names_in(layer).iter().for_each(|name| clear(&root, name));
         untar(layer, &root, &["--exclude=.wh.*"]);
@@ -228,12 +234,6 @@ pub fn untar(tar: &[u8], into: &Path, more: &[&str]) {
     file.rewind().unwrap();
     let out = gnu_tar("-x", into).args(more).stdin(file).output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-}
-
-fn tar_of(dir: &Path) -> Vec<u8> {
-    let out = gnu_tar("-c", dir).args(["--format=posix", "."]).stderr(Stdio::null()).output().unwrap();
-    assert!(out.status.success());
-    out.stdout
 }
 
 fn gnu_tar(mode: &str, dir: &Path) -> Command {
@@ -352,11 +352,6 @@ impl Tree {
             }
         }
         self
-    }
-
-    /// Forgets sockets: the plain directory is filled by GNU tar, which skips them.
-    pub fn without_sockets(self) -> Self {
-        self.only(|_, seen| FileType::from_raw_mode(seen.mode) != FileType::Socket)
     }
 
     fn only(mut self, keep: impl Fn(&[u8], &Seen) -> bool) -> Self {
