@@ -230,26 +230,31 @@ impl<'a> Search<'a> {
             self.is_over = true;
             return Ok(false);
         }
-        if !is_dir {
-            let is_half = node.meta.kind == Kind::File && self.marks.value(node, Mark::Metacopy)?.is_some();
-            self.is_over = !is_half;
-            if !is_half {
-                return Ok(true);
-            }
-            self.want = Want::Data;
-        } else {
-            if is_last {
-                self.want = Want::Directory;
-            }
-            if self.marks.opacity(node)? == Opacity::Opaque {
-                self.is_over = true;
-                return Ok(true);
-            }
-        }
-        if let Some(redirect) = self.marks.value(node, Mark::Redirect)? {
+        let is_seen_through = if is_dir { self.through_directory(node, is_last)? } else { self.through_file(node)? };
+        if is_seen_through && let Some(redirect) = self.marks.value(node, Mark::Redirect)? {
             self.redirect(&redirect, parts, i);
         }
         Ok(true)
+    }
+
+    /// A directory is merged with those below unless it is opaque; one on the way ends the search there, but is passed.
+    fn through_directory(&mut self, node: &Node, is_last: bool) -> io::Result<bool> {
+        if is_last {
+            self.want = Want::Directory;
+        }
+        let is_opaque = self.marks.opacity(node)? == Opacity::Opaque;
+        self.is_over |= is_opaque;
+        Ok(!is_opaque)
+    }
+
+    /// A file ends the search, unless its data is farther down.
+    fn through_file(&mut self, node: &Node) -> io::Result<bool> {
+        let is_half = node.meta.kind == Kind::File && self.marks.value(node, Mark::Metacopy)?.is_some();
+        self.is_over = !is_half;
+        if is_half {
+            self.want = Want::Data;
+        }
+        Ok(is_half)
     }
 
     /// Component `i` is called differently in the layers farther down.

@@ -1,8 +1,8 @@
 //! The rw layer: what a container changed in its image, as one OCI layer (OCI image spec, layer.md), an uncompressed tar.
 //!
-//! Overlay keeps the changes apart, in the upperdir ([`upper`]); where an entry there stands for something in the layers
-//! below (a renamed directory, a file whose owner alone changed) it is looked up there ([`lower`]) by the kernel's rules
-//! ([`marks`]). A snapshot without a parent is a tree like any other.
+//! Overlay keeps the changes apart, in the upperdir (`upper`); where an entry there stands for something in the layers
+//! below (a renamed directory, a file whose owner alone changed) it is looked up there (`lower`) by the kernel's rules
+//! (`marks`). A snapshot without a parent is a tree like any other.
 //!
 //! ```text
 //! upperdir                             layer

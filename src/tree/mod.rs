@@ -7,8 +7,10 @@
 pub mod node;
 pub mod pack;
 pub mod plain;
+pub mod summary;
 pub mod walk;
 
 pub use node::{Dir, FileId, Kind, Meta, Node};
-pub use pack::{Held, LeftOut, Packer, Summary, Warning, Why};
+pub use pack::{Held, Packer};
+pub use summary::{LeftOut, Summary, Warning, Why};
 pub use walk::Steps;

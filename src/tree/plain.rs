@@ -2,7 +2,8 @@
 
 use super::{
     node::{Dir, Kind, Meta, Node},
-    pack::{Packer, Why},
+    pack::Packer,
+    summary::Why,
     walk::Steps,
 };
 use crate::{error::Result, interrupt};

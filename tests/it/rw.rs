@@ -79,6 +79,35 @@ fn base(root: &Path) {
 }
 
 #[test]
+fn plain_files_need_no_privileges_and_come_in_order() {
+    let temp = tempfile::tempdir().unwrap();
+    let [lower, upper] = ["0/fs", "1/fs"].map(|name| temp.path().join(name));
+    for file in [lower.join("b/old"), upper.join("b/new"), upper.join("b.c"), upper.join("b!/x"), upper.join("a")] {
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, "content").unwrap();
+    }
+    let mut layer = Vec::new();
+    let summary = rw::write_layer(&RwLayer::Overlay { upper, lowers: vec![lower] }, &mut layer).unwrap();
+    assert_eq!(names(&layer), ["a", "b/", "b/new", "b!/", "b!/x", "b.c"]);
+    assert_eq!((summary.files, summary.directories, summary.bytes), (4, 2, 28));
+    assert_eq!((summary.left_out.len(), summary.warnings.len()), (0, 0));
+}
+
+#[test]
+fn a_lower_layer_that_is_gone_is_told_and_deletions_are_kept() {
+    if !can_mount() {
+        return;
+    }
+    let mut stack = Stack::new(Flavour::Usual);
+    stack.layer(base);
+    stack.layer(|root| fs::remove_file(root.join("etc/shadow")).unwrap());
+    fs::remove_dir_all(&stack.lowers()[0]).unwrap();
+    let (layer, summary) = stack.write();
+    assert_eq!(names(&layer), ["etc/", "etc/.wh.shadow"]);
+    assert_eq!(summary.warnings.len(), 1);
+}
+
+#[test]
 fn what_was_deleted_replaced_and_moved_is_so_after_restoring() {
     if !can_mount() {
         return;
