@@ -28,7 +28,10 @@ use rustix::fs::{OFlags, fcntl_setfl};
 use crate::{
     criu::rpc::{Kind, Request, Response},
     error::{At, Error, Result},
-    freeze::{netlock::search_path, recover::GRACE},
+    freeze::{
+        netlock::search_path,
+        recover::{GRACE, Watched},
+    },
     interrupt,
 };
 
@@ -48,6 +51,8 @@ const MAX_SAID: usize = 16 << 10;
 #[derive(Debug)]
 pub struct Swrk {
     child: Child,
+    /// Its end is seen here: the socket may outlive it in the hands of a helper.
+    watched: Option<Watched>,
     socket: Option<OwnedFd>,
     stderr: Option<ChildStderr>,
     said: Vec<u8>,
@@ -83,7 +88,8 @@ impl Swrk {
         if let Some(stderr) = &stderr {
             fcntl_setfl(stderr, OFlags::NONBLOCK).at("listen to", program)?;
         }
-        Ok(Self { child, socket: Some(ours), stderr, said: Vec::new() })
+        let watched = Watched::pid(child.id().cast_signed());
+        Ok(Self { child, watched, socket: Some(ours), stderr, said: Vec::new() })
     }
 
     /// Its process.
@@ -135,7 +141,7 @@ impl Swrk {
         match whole_message(socket) {
             Ok(bytes) if bytes.is_empty() => Ok(None),
             Ok(bytes) => Response::decode(&bytes[..]).map(Some).map_err(|e| Error::malformed("the answer of CRIU", e)),
-            Err(Errno::ECONNRESET) => Ok(None),
+            Err(Errno::ECONNRESET | Errno::EAGAIN) => Ok(None),
             Err(e) => Err(e).at("read from", "the socket of CRIU"),
         }
     }
@@ -144,16 +150,17 @@ impl Swrk {
         loop {
             interrupt::check()?;
             let Some(socket) = &self.socket else { return Ok(()) };
-            let socket = PollFd::new(socket.as_fd(), PollFlags::POLLIN);
-            let mut fds: Vec<_> = [socket]
-                .into_iter()
-                .chain(self.stderr.as_ref().map(|s| PollFd::new(s.as_fd(), PollFlags::POLLIN)))
-                .collect();
+            let stderr = self.stderr.as_ref().map(AsFd::as_fd);
+            let others = self.watched.as_ref().map(AsFd::as_fd).into_iter().chain(stderr);
+            let fds = [socket.as_fd()].into_iter().chain(others);
+            let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
             match poll(&mut fds, TICK) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(e) => return Err(e).at("wait for", "the socket of CRIU"),
             }
-            let is_ready = fds[0].any() == Some(true);
+            // Ready, or CRIU has ended: what it said before stands in the socket, and else there is nothing.
+            let has = |at: usize| fds.get(at).and_then(PollFd::any) == Some(true);
+            let is_ready = has(0) || self.watched.is_some() && has(1);
             self.listen();
             if is_ready {
                 return Ok(());
@@ -193,19 +200,26 @@ impl Swrk {
     /// `None`: it had to be killed.
     fn reap(&mut self) -> Option<ExitStatus> {
         self.socket = None;
-        let start = Instant::now();
-        while start.elapsed() < GRACE {
-            match self.child.try_wait() {
-                Ok(Some(status)) => return Some(status),
-                Ok(None) => thread::sleep(Duration::from_micros(200)),
-                Err(_) => break,
-            }
-            self.listen();
-        }
+        let by_itself = match &self.watched {
+            // Before it is reaped, so that the process group is certainly its own.
+            Some(watched) => watched.ends_within(GRACE) & watched.end(),
+            None => ends_within(&mut self.child, GRACE),
+        };
         let _ = self.child.kill();
-        let _ = self.child.wait();
-        None
+        self.child.wait().ok().filter(|_| by_itself)
     }
+}
+
+/// For kernels without pidfds (before 5.3).
+fn ends_within(child: &mut Child, limit: Duration) -> bool {
+    let start = Instant::now();
+    while matches!(child.try_wait(), Ok(None)) {
+        if start.elapsed() > limit {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    true
 }
 
 impl Drop for Swrk {
@@ -218,7 +232,7 @@ impl Drop for Swrk {
 
 /// One datagram, however long it is.
 fn whole_message(socket: &OwnedFd) -> nix::Result<Vec<u8>> {
-    let len = recv(socket.as_raw_fd(), &mut [0; 1], MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC)?;
+    let len = recv(socket.as_raw_fd(), &mut [0; 1], MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT)?;
     if len > MAX_MESSAGE {
         return Err(Errno::EMSGSIZE);
     }
@@ -257,7 +271,7 @@ mod tests {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
         let child = Command::new("true").spawn().unwrap();
-        let swrk = Swrk { child, socket: Some(ours), stderr: None, said: Vec::new() };
+        let swrk = Swrk { child, watched: None, socket: Some(ours), stderr: None, said: Vec::new() };
         (swrk, thread::spawn(move || script(theirs)))
     }
 
@@ -266,6 +280,7 @@ mod tests {
     }
 
     fn hear(socket: &OwnedFd) -> Request {
+        poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], 5000_u16).unwrap();
         Request::decode(&whole_message(socket).unwrap()[..]).unwrap()
     }
 
@@ -337,6 +352,20 @@ mod tests {
         let start = Instant::now();
         assert!(!swrk.end().in_order);
         assert!(start.elapsed() >= GRACE && start.elapsed() < GRACE * 3);
+    }
+
+    #[test]
+    fn a_helper_that_outlives_criu_neither_keeps_us_waiting_nor_stays() {
+        let mut swrk = Swrk::start(&stand_in("criu-dies")).unwrap();
+        let group = nix::unistd::Pid::from_raw(-swrk.pid());
+        assert!(swrk.ask(&version(), &mut |_| Ok(())).unwrap().is_none());
+        assert!(!swrk.end().in_order);
+        let start = Instant::now();
+        // A killed helper is seen until its new parent has reaped it.
+        while nix::sys::signal::kill(group, None).is_ok() && start.elapsed() < GRACE * 10 {
+            thread::sleep(Duration::from_millis(5));
+        }
+        assert!(start.elapsed() < GRACE * 10);
     }
 
     #[test]

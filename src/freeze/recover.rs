@@ -1,7 +1,7 @@
 //! Undoing a freeze whose owner is gone: what the watchdog does, and `dewar thaw` when the watchdog is gone as well.
 
 use std::{
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -9,7 +9,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+    process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
 };
 
 use super::{
@@ -28,12 +28,16 @@ const RELAPSE: Duration = Duration::from_millis(2500);
 
 /// A process of which we learn for sure when it has ended, whatever becomes of its pid.
 #[derive(Debug)]
-pub struct Watched(OwnedFd);
+pub struct Watched {
+    pid: Pid,
+    fd: OwnedFd,
+}
 
 impl Watched {
     /// Watches the process that has this pid now; `None` if there is none.
     pub fn pid(pid: i32) -> Option<Self> {
-        pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok().map(Self)
+        let pid = Pid::from_raw(pid)?;
+        pidfd_open(pid, PidfdFlags::empty()).ok().map(|fd| Self { pid, fd })
     }
 
     /// Watches exactly this process.
@@ -49,7 +53,7 @@ impl Watched {
         loop {
             let left = limit.saturating_sub(start.elapsed());
             let timeout = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
-            match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&timeout)) {
+            match poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&timeout)) {
                 Ok(n) => return n > 0,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(_) => return false,
@@ -57,13 +61,20 @@ impl Watched {
         }
     }
 
-    /// Lets it end by itself for a while, then kills it. True once it has ended.
+    /// Lets it end by itself for a while, then kills it, and in any case what is left of its process group. True once
+    /// it has ended. To be asked before it is reaped, or at once thereafter: then the group is still its own.
     pub fn end(&self) -> bool {
-        self.ends_within(GRACE) || {
-            // An error means that it has just ended.
-            let _ = pidfd_send_signal(&self.0, Signal::KILL);
-            self.ends_within(GRACE)
-        }
+        let by_itself = self.ends_within(GRACE);
+        // CRIU starts helpers, some of which sleep for ever when it is killed. An error means that none is left.
+        let _ = kill_process_group(self.pid, Signal::KILL);
+        by_itself || self.ends_within(GRACE)
+    }
+}
+
+impl AsFd for Watched {
+    /// Readable once the process has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 
