@@ -2,13 +2,17 @@
 //!
 //! It is there while the task is, and after the daemon died. It never says whether the process still lives.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs,
+    io::{self, Read},
+    path::PathBuf,
+};
 
 use serde::Deserialize;
 
 use crate::{
     error::{At, Error, Result},
-    host::Host,
+    host::{Host, database},
     id::ContainerRef,
 };
 
@@ -61,7 +65,11 @@ pub fn read(host: &Host, who: &ContainerRef) -> Result<Option<TaskRecord>> {
 /// A regular file of the bundle; `log` in there is a FIFO, so nothing is opened unseen.
 fn small_file(path: &PathBuf) -> Result<Option<Vec<u8>>> {
     match fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_file() && meta.len() < 1 << 20 => fs::read(path).map(Some).at("read", path),
+        Ok(meta) if meta.is_file() && meta.len() < 1 << 20 => {
+            let mut bytes = Vec::new();
+            database::open(path)?.read_to_end(&mut bytes).at("read", path)?;
+            Ok(Some(bytes))
+        }
         Ok(_) => Err(Error::malformed(path, "is no small regular file")),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e).at("look at", path),
