@@ -67,30 +67,42 @@ impl Layout {
 
     /// Opens the layout at `dir` or makes an empty one there. What exists and is no layout is left alone.
     pub fn open_or_create(dir: &Path) -> Result<Self> {
+        // Its index is wanted last, when a container has long been dumped: whether it can be read is better known now.
+        let readable = |layout: Self| layout.index().map(|_| layout);
         match fs::read_dir(dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Self::create(dir),
             Err(e) if e.kind() == io::ErrorKind::NotADirectory => Err(not_a_layout(dir, "is a file")),
             Err(e) => Err(e).at("open", dir),
-            Ok(_) if dir.join("oci-layout").exists() => Self::open(dir),
+            Ok(_) if dir.join("oci-layout").exists() => Self::open(dir).and_then(readable),
             Ok(entries) => {
                 let mut names = entries.filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned()));
-                match names.find(|name| !staging::is_staging(name) && name != "blobs" && name != "index.json") {
+                // Another run may be making it this very moment.
+                let ours =
+                    |name: &str| staging::is_staging(name) || ["blobs", "index.json", "oci-layout"].contains(&name);
+                match names.find(|name| !ours(name)) {
                     Some(name) => Err(not_a_layout(dir, &format!("holds {name:?} but no oci-layout"))),
+                    None if dir.join("index.json").exists() => {
+                        readable(Self { dir: dir.to_owned() }).and_then(|_| Self::create(dir))
+                    }
                     None => Self::create(dir),
                 }
             }
         }
     }
 
-    /// The marker comes last: a directory with it is a whole layout.
+    /// The marker comes last: a directory with it is a whole layout. Under the lock, since another run that comes upon the
+    /// half-made layout sweeps it.
     fn create(dir: &Path) -> Result<Self> {
         private_dirs(&dir.join("blobs/sha256"))?;
+        let layout = Self { dir: dir.to_owned() };
+        let _turn = layout.lock()?;
         fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).at("make private", dir)?;
-        if !dir.join("index.json").exists() {
-            replace(dir, "index.json", EMPTY_INDEX.as_bytes())?;
+        for (name, content) in [("index.json", EMPTY_INDEX), ("oci-layout", MARKER)] {
+            if !dir.join(name).exists() {
+                replace(dir, name, content.as_bytes())?;
+            }
         }
-        replace(dir, "oci-layout", MARKER.as_bytes())?;
-        Ok(Self { dir: dir.to_owned() })
+        Ok(layout)
     }
 
     /// Where it lies.

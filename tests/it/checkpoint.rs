@@ -279,12 +279,8 @@ fn what_is_lacking_is_said_and_the_rest_written() {
     dewar: default/odd: run.sock: a socket cannot be stored
     dewar: default/odd: srv/.wh.file: a name beginning with .wh. would come back as a deletion
     "#);
-    insta::assert_snapshot!(said("imageless"), @r#"
-    dewar: default/imageless: image "localhost/gone:1" of namespace default not found; its record was removed since the container was made: the base image is not in the bundle
-    "#);
-    insta::assert_snapshot!(said("flat"), @r#"
-    dewar: default/flat: snapshotter "native" is not supported, so the container's files cannot be read; supported: overlayfs: the container's files are not in the bundle
-    "#);
+    insta::assert_snapshot!(said("imageless"), @r#"dewar: default/imageless: image "localhost/gone:1" of namespace default not found; its record was removed since the container was made: the base image is not in the bundle"#);
+    insta::assert_snapshot!(said("flat"), @r#"dewar: default/flat: snapshotter "native" is not supported, so the container's files cannot be read; supported: overlayfs: the container's files are not in the bundle"#);
     let layer = |who: &str| {
         let layout = sandbox.path(who);
         let whole = index(&layout);

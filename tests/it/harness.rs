@@ -182,11 +182,6 @@ impl Sandbox {
         self.root().join("io.containerd.content.v1.content/blobs/sha256").join(hex)
     }
 
-    /// The same places, for the library.
-    pub fn host(&self) -> Host {
-        Host { root: self.root(), state: self.state(), runc_root: self.path("runc"), ..Host::default() }
-    }
-
     /// `dewar` on these directories, started in the folder that holds them; nothing of our environment changes what it does.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(DEWAR);

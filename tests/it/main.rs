@@ -2,11 +2,23 @@
 
 /// `checkpoint` of containers without a live task.
 mod checkpoint;
+/// Same stores, same name, same time: the same bytes.
+mod determinism;
+/// Bad input: what is said, and that nothing half-written stays.
+mod errors;
 /// `Sandbox`: a machine's containerd directories from a fixture, and `dewar` run on them.
 mod harness;
+/// `inspect` tells what a bundle holds: ours, and one that containerd wrote.
+mod inspect;
+/// Crashes, two runs at once, other programs' entries, wrong directories.
+mod layout;
 /// `ls` shows what `ctr` showed.
 mod ls;
 /// A real overlay of the kernel, what it shows, and unpackers that are not ours.
 mod overlay;
 /// Layers and bind mounts: what is written restores to what was there.
 mod rw;
+/// `-o x.tar` and `-o -`: the same layout as one plain tar.
+mod tar_form;
+/// `verify` finds every damage, all at once.
+mod verify;
