@@ -7,7 +7,6 @@ use std::{
     process::{Command, Output},
 };
 
-use dewar::host::Host;
 use serde_json::Value;
 
 pub const DEWAR: &str = env!("CARGO_BIN_EXE_dewar");
