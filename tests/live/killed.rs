@@ -34,7 +34,7 @@ fn kill_at_many_instants(cgroup: Cgroup, signal: &str, rounds: u32, more: &[&str
     dewar_ok(&lab, &args);
     let whole = start.elapsed();
 
-    let mut frozen = 0;
+    let mut held = 0;
     for round in 0..rounds {
         let instant = whole.mul_f64((f64::from(round) + 0.5) / f64::from(rounds));
         let mut child = lab
@@ -44,8 +44,20 @@ fn kill_at_many_instants(cgroup: Cgroup, signal: &str, rounds: u32, more: &[&str
             .stderr(Stdio::null())
             .spawn()
             .expect("bash runs the lab script");
-        sleep(instant);
-        frozen += u32::from(["many", "witness"].iter().any(|id| lab.freezer_state(id) != FrozenState::Thawed));
+        let begun = Instant::now();
+        // A marker stands from just before a freeze until the thaw; seen from here, since a command inside takes longer.
+        let markers = format!("/proc/{}/root/run/dewar/frozen", lab.init());
+        let is_held = || std::fs::read_dir(&markers).is_ok_and(|mut all| all.next().is_some());
+        // Every other instant is one at which a container is held, a little later each time.
+        if round % 2 == 0 {
+            sleep(instant);
+        } else {
+            while !is_held() && begun.elapsed() < whole {
+                sleep(Duration::from_micros(200));
+            }
+            sleep(Duration::from_millis(u64::from(round * 7 % 150)));
+        }
+        held += u32::from(is_held());
         lab.signal(&child, signal);
         let killed = Instant::now();
         child.wait().expect("a child can be waited for");
@@ -69,7 +81,8 @@ fn kill_at_many_instants(cgroup: Cgroup, signal: &str, rounds: u32, more: &[&str
         });
         assert!(dewar_ok(&lab, &["verify", "/tmp/layout"]).starts_with("sound"), "round {round}");
     }
-    eprintln!("{rounds} {signal} on cgroup {cgroup:?}: {frozen} hit a frozen container; a whole run takes {whole:?}");
+    eprintln!("{rounds} {signal} on cgroup {cgroup:?}: {held} hit a held container; a whole run takes {whole:?}");
+    assert!(held > 0, "no instant hit a held container: the test proves nothing");
     // The next run removes what the killed ones left.
     dewar_ok(&lab, &args);
     assert_eq!(lab.sh("find /tmp/layout -name '.dewar-*'"), "");
@@ -102,7 +115,9 @@ fn thaw_undoes_a_freeze_whose_watchdog_was_killed_too() {
         until("the witness answers", || lab.inside("witness", &["/bin/witness", "ask"]).status.success());
         lab.kill_containerd();
         // A CRIU that never answers the second time it is asked: the container is held while we look.
-        lab.sh(r#"printf '#!/bin/bash\nif [[ -e /tmp/asked ]]; then exec sleep 1000; fi\ntouch /tmp/asked\nexec criu "$@"\n' > /tmp/slow-criu; chmod +x /tmp/slow-criu"#);
+        lab.sh(
+            r#"printf '#!/bin/bash\nif [[ $1 == swrk ]]; then [[ ! -e /tmp/asked ]] || exec sleep 1000; touch /tmp/asked; fi\nexec criu "$@"\n' > /tmp/slow-criu; chmod +x /tmp/slow-criu"#,
+        );
         let mut child = lab
             .command("dewar")
             .args(["checkpoint", "witness", "-o", "/tmp/layout", "--criu", "/tmp/slow-criu"])
@@ -112,7 +127,7 @@ fn thaw_undoes_a_freeze_whose_watchdog_was_killed_too() {
         until("it is frozen", || lab.freezer_state("witness") == FrozenState::Frozen);
         let said = dewar_ok(&lab, &["thaw"]);
         assert!(said.contains("left alone"), "a run that lives is left alone: {said}");
-        lab.sh("for p in /proc/[0-9]*; do if tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q __watchdog; then kill -KILL ${p#/proc/}; fi; done");
+        lab.sh("kill -KILL $(jq .watchdog.pid /run/dewar/frozen/*.json)");
         lab.signal(&child, "KILL");
         child.wait().expect("a child can be waited for");
         sleep(Duration::from_millis(300));
