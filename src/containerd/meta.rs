@@ -87,15 +87,16 @@ impl MetaDb {
         let path = Self::path(host);
         let bytes = database::read(host, &path).map_err(|e| explain(host, e))?;
         let meta = Self { path, bytes };
-        meta.with(|v1| {
-            let version = v1.value("version")?.map_or(Ok(1), record::varint)?;
-            let known = KNOWN_VERSIONS.contains(&version);
-            if known {
-                Ok(())
-            } else {
-                Err(Corrupt { at: 0, why: "a schema version we do not know (1 to 4 are known)" })
-            }
-        })?;
+        let version = meta.with(|v1| v1.value("version")?.map_or(Ok(1), record::varint))?;
+        if !KNOWN_VERSIONS.contains(&version) {
+            return Err(Error::Unsupported {
+                what: format!(
+                    "{} has schema version {version}; known are 1 to 4 (containerd 1.0 to 2.x)",
+                    meta.path.display()
+                ),
+                hint: "it was written by a newer containerd than this dewar knows: look for a newer dewar".into(),
+            });
+        }
         Ok(meta)
     }
 
