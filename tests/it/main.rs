@@ -16,6 +16,8 @@ mod layout;
 mod ls;
 /// A real overlay of the kernel, what it shows, and unpackers that are not ours.
 mod overlay;
+/// Every command of README.md that needs no live node.
+mod readme;
 /// Layers and bind mounts: what is written restores to what was there.
 mod rw;
 /// `-o x.tar` and `-o -`: the same layout as one plain tar.
