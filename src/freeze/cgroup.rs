@@ -192,21 +192,27 @@ impl Freezer {
         Ok(pids)
     }
 
-    /// Ends every process in it, frozen or not.
+    /// Ends every process in it, frozen or not, and leaves it thawed: a v1 task dies only then, and in a v2 cgroup
+    /// that stays frozen nothing can be started any more, while the shim keeps it and a restore would use it.
     pub fn kill(&self) -> Result<()> {
         let whole = self.dir.join("cgroup.kill");
         if self.version == CgroupVersion::V2 && whole.exists() {
-            return write_word(&OpenOptions::new().write(true).open(&whole).at("open", &whole)?, &whole, "1");
+            write_word(&OpenOptions::new().write(true).open(&whole).at("open", &whole)?, &whole, "1")?;
+        } else {
+            self.kill_each()?;
         }
-        // What is frozen neither forks nor ends, so these pids are still theirs.
+        self.open()?.thaw()
+    }
+
+    /// What is frozen neither forks nor ends, so the pids are still theirs.
+    fn kill_each(&self) -> Result<()> {
         for pid in self.pids()? {
             match kill(Pid::from_raw(pid), Signal::SIGKILL) {
                 Ok(()) | Err(Errno::ESRCH) => {}
                 Err(e) => return Err(e).at("kill", format!("process {pid}")),
             }
         }
-        // v1: a frozen task takes no signal until it is thawed. v2 before 5.14: harmless.
-        self.open()?.thaw()
+        Ok(())
     }
 
     /// Brings back the former state, if it is another now.
@@ -336,6 +342,15 @@ mod tests {
             freezer.restore(former).unwrap();
             assert_eq!(fs::read_to_string(freezer.control()).unwrap(), after, "{former:?} {before}");
         }
+    }
+
+    #[test]
+    fn a_killed_v2_cgroup_is_left_thawed_for_whoever_uses_it_next() {
+        let (_temp, freezer) =
+            fake(CgroupVersion::V2, &[("cgroup.freeze", "1"), ("cgroup.kill", ""), ("cgroup.procs", "")]);
+        freezer.kill().unwrap();
+        assert_eq!(fs::read_to_string(freezer.dir().join("cgroup.kill")).unwrap(), "1");
+        assert_eq!(fs::read_to_string(freezer.control()).unwrap(), "0");
     }
 
     #[test]
