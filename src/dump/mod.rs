@@ -107,7 +107,10 @@ const OLDEST: Version = Version(3, 16, 0);
 const KERNELS: [((u32, u32), Version); 2] = [((6, 16), Version(4, 2, 0)), ((6, 13), Version(4, 1, 0))];
 
 /// Errors by name, and none by nature: CRIU goes on after them. First in the log, they would pass for the reason.
-const HARMLESS: [&str; 1] = ["rlimit: Can't setup RLIMIT_NOFILE"]; // util.c: without CAP_SYS_RESOURCE
+const HARMLESS: [&str; 2] = [
+    "rlimit: Can't setup RLIMIT_NOFILE", // util.c: without CAP_SYS_RESOURCE
+    "tun: Unable to create tun",         // tun.c: when it first looks at a kernel without that device
+];
 
 /// How many lines of a log an error quotes.
 const MAX_LINES: usize = 20;
@@ -200,7 +203,7 @@ impl Dump<'_> {
     /// CRIU starts while we look around: all of this is time in which the container stands still.
     fn run(&self) -> Result<LockMethod> {
         let (host, task) = (&self.criu.host, self.frozen.task());
-        let swrk = Swrk::start(&host.criu)?;
+        let swrk = Swrk::start_steady(&host.criu)?;
         let images = private_dir(self.images)?;
         let work = private_dir(self.work)?;
         let dirs = Dirs { images: images.as_raw_fd(), work: work.as_raw_fd() };

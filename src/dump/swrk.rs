@@ -38,6 +38,9 @@ use crate::{
 /// The descriptor under which CRIU finds its end of the pair.
 const CHILD_FD: i32 = 3;
 
+/// A POSIX shell.
+const SHELL: &str = "/bin/sh";
+
 /// How often we look whether the user has interrupted us, in milliseconds.
 const TICK: u8 = 100;
 
@@ -54,6 +57,8 @@ pub struct Swrk {
     /// Its end is seen here: the socket may outlive it in the hands of a helper.
     watched: Option<Watched>,
     socket: Option<OwnedFd>,
+    /// It has answered, and so ends by itself.
+    answered: bool,
     stderr: Option<ChildStderr>,
     said: Vec<u8>,
 }
@@ -72,9 +77,24 @@ pub struct Ended {
 impl Swrk {
     /// Starts one.
     pub fn start(program: &Path) -> Result<Self> {
+        Self::spawn(program, Command::new(program))
+    }
+
+    /// Starts one that survives a write beyond its limit of file size: it is then told to give up by such a limit (see
+    /// [`Watched::end`]), and must end in good order, not of the signal. Without a shell it is started as any other.
+    pub fn start_steady(program: &Path) -> Result<Self> {
+        if !Path::new(SHELL).exists() {
+            return Self::start(program);
+        }
+        let mut command = Command::new(SHELL);
+        // What is ignored stays so in the program that takes the shell's place.
+        command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(program);
+        Self::spawn(program, command)
+    }
+
+    fn spawn(program: &Path, mut command: Command) -> Result<Self> {
         let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
         let (ours, theirs) = pair.at("make a socket for", program)?;
-        let mut command = Command::new(program);
         command.args(["swrk", &CHILD_FD.to_string()]).env("PATH", search_path());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         // A Ctrl-C on our terminal is for us: CRIU, hit by it, could not let go of the tasks in good order.
@@ -89,7 +109,7 @@ impl Swrk {
             fcntl_setfl(stderr, OFlags::NONBLOCK).at("listen to", program)?;
         }
         let watched = Watched::pid(child.id().cast_signed());
-        Ok(Self { child, watched, socket: Some(ours), stderr, said: Vec::new() })
+        Ok(Self { child, watched, socket: Some(ours), answered: false, stderr, said: Vec::new() })
     }
 
     /// Its process.
@@ -110,6 +130,7 @@ impl Swrk {
         }
         while let Some(answer) = self.receive()? {
             if answer.kind() != Kind::Notify {
+                self.answered = true;
                 return refused.map_or(Ok(Some(answer)), Err);
             }
             let script = answer.notify.and_then(|n| n.script).unwrap_or_default();
@@ -191,35 +212,33 @@ impl Swrk {
         self.listen();
         let how = match status {
             Some(status) => format!("it ended without an answer ({status})"),
-            None => "it did not end when it was told to, and was killed".into(),
+            None => "it ended without an answer".into(),
         };
         let said = String::from_utf8_lossy(&self.said).into_owned();
         Ended { in_order: status.is_some_and(|s| s.code().is_some()), how, said }
     }
 
-    /// `None`: it had to be killed.
     fn reap(&mut self) -> Option<ExitStatus> {
         self.socket = None;
-        let by_itself = match &self.watched {
-            // Before it is reaped, so that the process group is certainly its own.
-            Some(watched) => watched.ends_within(GRACE) & watched.end(),
-            None => ends_within(&mut self.child, GRACE),
-        };
+        match &self.watched {
+            // Before it is reaped, so that pid and process group are certainly its own.
+            Some(watched) => {
+                let _ = self.answered && watched.ends_within(GRACE);
+                watched.end();
+            }
+            None => wait(&mut self.child, GRACE),
+        }
         let _ = self.child.kill();
-        self.child.wait().ok().filter(|_| by_itself)
+        self.child.wait().ok()
     }
 }
 
 /// For kernels without pidfds (before 5.3).
-fn ends_within(child: &mut Child, limit: Duration) -> bool {
+fn wait(child: &mut Child, limit: Duration) {
     let start = Instant::now();
-    while matches!(child.try_wait(), Ok(None)) {
-        if start.elapsed() > limit {
-            return false;
-        }
+    while matches!(child.try_wait(), Ok(None)) && start.elapsed() < limit {
         thread::sleep(Duration::from_millis(1));
     }
-    true
 }
 
 impl Drop for Swrk {
@@ -271,7 +290,7 @@ mod tests {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
         let child = Command::new("true").spawn().unwrap();
-        let swrk = Swrk { child, watched: None, socket: Some(ours), stderr: None, said: Vec::new() };
+        let swrk = Swrk { child, watched: None, socket: Some(ours), answered: false, stderr: None, said: Vec::new() };
         (swrk, thread::spawn(move || script(theirs)))
     }
 

@@ -9,7 +9,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
+    process::{Pid, PidfdFlags, Resource, Rlimit, Signal, kill_process_group, pidfd_open, prlimit},
 };
 
 use super::{
@@ -18,9 +18,10 @@ use super::{
 };
 use crate::{error::Result, host::Host, id::TaskPid};
 
-/// How long CRIU may take to end by itself once its socket to us is closed. It then lets go of the tasks in good
-/// order, TCP connections and network lock included; killed, it cannot.
-pub const GRACE: Duration = Duration::from_secs(1);
+/// How long CRIU may take to end by itself. Then it lets go of the tasks in good order, TCP connections and network
+/// lock included. Killed, it cannot, and worse: a task in which it was just executing a system call dies of the trap
+/// that CRIU planted there (seen twice in 114 kills). So patience, but within the 3 s after which all must be well.
+pub const GRACE: Duration = Duration::from_secs(2);
 
 /// How long a CRIU whose end we did not see may yet freeze the cgroup again: it does so as the last thing before it
 /// lets go of a tree that it found frozen.
@@ -61,13 +62,23 @@ impl Watched {
         }
     }
 
-    /// Lets it end by itself for a while, then kills it, and in any case what is left of its process group. True once
-    /// it has ended. To be asked before it is reaped, or at once thereafter: then the group is still its own.
+    /// Has it end by itself, as soon as may be, and after a while kills it; and in any case what is left of its process
+    /// group. True once it has ended. To be asked before it is reaped, or at once thereafter: then its pid is its own.
     pub fn end(&self) -> bool {
-        let by_itself = self.ends_within(GRACE);
+        let by_itself = self.ends_within(Duration::ZERO) || {
+            self.refuse_writes();
+            self.ends_within(GRACE)
+        };
         // CRIU starts helpers, some of which sleep for ever when it is killed. An error means that none is left.
         let _ = kill_process_group(self.pid, Signal::KILL);
         by_itself || self.ends_within(GRACE)
+    }
+
+    /// CRIU looks at its socket only between the parts of its work, which may be minutes. What it does all the time is
+    /// to write images: a write that fails makes it give up. Best effort.
+    fn refuse_writes(&self) {
+        let none = Rlimit { current: Some(0), maximum: Some(0) };
+        let _ = prlimit(Some(self.pid), Resource::Fsize, none);
     }
 }
 
