@@ -273,7 +273,7 @@ fn explain_frozen_above(above: &Path) -> Error {
 /// What stands after `Error (file:line): `.
 fn bare(line: &str) -> &str {
     let text = line.split_once("Error (").and_then(|(_, rest)| rest.split_once("): ")).map_or(line, |(_, text)| text);
-    text.trim()
+    text.trim().trim_end_matches('.')
 }
 
 /// The first errors of a log: later ones follow from them. Names in it are the container's, so of any bytes.
