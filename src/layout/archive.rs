@@ -1,10 +1,10 @@
 //! The tar form of a layout: one plain tar that `ctr images import` reads from a pipe.
 
-use std::{fs::File, io::Write, path::Path};
+use std::{io::Write, path::Path};
 
 use tar::{Builder, EntryType, Header};
 
-use super::Layout;
+use super::{Layout, open_regular};
 use crate::{
     digest::Digest,
     error::{At, Error, Result},
@@ -51,7 +51,7 @@ fn header(kind: EntryType, mode: u32, size: u64) -> Header {
 }
 
 fn append<W: Write>(tar: &mut Builder<W>, name: &str, path: &Path) -> Result<()> {
-    let file = File::open(path).at("read", path)?;
+    let file = open_regular(path)?;
     let size = file.metadata().at("read", path)?.len();
     let mut header = header(EntryType::Regular, 0o644, size);
     tar.append_data(&mut header, name, file).at("write", "the tar form")

@@ -1,8 +1,8 @@
 //! `index.json`: read, and replaced under the layout's lock.
 
-use std::fs;
+use std::io::Read;
 
-use super::{Layout, Staging, replace};
+use super::{Layout, Staging, open_regular, replace};
 use crate::{
     error::{At, Error, Result},
     oci::image::{Descriptor, Index},
@@ -15,11 +15,11 @@ impl Layout {
     /// Its `index.json`.
     pub fn index(&self) -> Result<Index> {
         let path = self.dir.join("index.json");
-        let size = fs::metadata(&path).at("read", &path)?.len();
-        if size > MAX_INDEX {
+        let mut bytes = Vec::new();
+        open_regular(&path)?.take(MAX_INDEX + 1).read_to_end(&mut bytes).at("read", &path)?;
+        if bytes.len() as u64 > MAX_INDEX {
             return Err(Error::malformed(path, "is larger than 64 MiB"));
         }
-        let bytes = fs::read(&path).at("read", &path)?;
         serde_json::from_slice(&bytes).map_err(|e| Error::malformed(path, e))
     }
 

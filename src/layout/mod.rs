@@ -12,11 +12,13 @@
 //! No file of ours stays in a layout: `ctr images import` would take it for a blob.
 
 use std::{
-    fs::{self, DirBuilder, File},
-    io,
-    os::unix::fs::DirBuilderExt,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, ErrorKind, Read},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
+
+use nix::fcntl::OFlag;
 
 use crate::{
     digest::Digest,
@@ -48,15 +50,16 @@ impl Layout {
     /// Opens an existing layout for reading.
     pub fn open(dir: &Path) -> Result<Self> {
         let marker = dir.join("oci-layout");
-        let bytes = match fs::read(&marker) {
-            Ok(bytes) => bytes,
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+        let mut bytes = Vec::new();
+        match open_regular(&marker) {
+            Ok(file) => file.take(read::MAX_DOCUMENT).read_to_end(&mut bytes).at("read", &marker)?,
+            Err(Error::Io { source: e, .. }) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 return Err(Error::NotFound {
                     what: format!("an OCI image layout at {} (no oci-layout in it)", dir.display()),
                     hint: "name the directory that dewar checkpoint wrote with -o".into(),
                 });
             }
-            Err(e) => return Err(e).at("read", marker),
+            Err(e) => return Err(e),
         };
         let version = serde_json::from_slice::<serde_json::Value>(&bytes).map_err(|e| Error::malformed(&marker, e))?;
         match version.get("imageLayoutVersion").and_then(|v| v.as_str()) {
@@ -127,6 +130,19 @@ fn not_a_layout(dir: &Path, why: &str) -> Error {
     Error::Unsupported {
         what: format!("{} exists and is no OCI image layout ({why}); nothing was written", dir.display()),
         hint: "choose a new or empty directory, or an existing layout".into(),
+    }
+}
+
+/// Opens a file of a layout. A layout may be anybody's: a link in it could lead out of it, a FIFO would keep us for ever.
+fn open_regular(path: &Path) -> Result<File> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let file = match OpenOptions::new().read(true).custom_flags(flags.bits()).open(path) {
+        Err(e) if e.raw_os_error() == Some(nix::libc::ELOOP) => Err(Error::malformed(path, "is a symbolic link")),
+        opened => opened.at("read", path),
+    }?;
+    match file.metadata().at("look at", path)?.is_file() {
+        true => Ok(file),
+        false => Err(Error::malformed(path, "is no regular file")),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, fs::File, io::Read};
 
-use super::Layout;
+use super::{Layout, open_regular};
 use crate::{
     digest::Digest,
     error::{At, Error, Result},
@@ -13,10 +13,15 @@ use crate::{
 pub const MAX_DOCUMENT: u64 = 8 << 20;
 
 impl Layout {
+    /// Opens a blob; it is a regular file.
+    pub fn open_blob(&self, digest: &Digest) -> Result<File> {
+        open_regular(&self.blob_path(digest))
+    }
+
     /// A small document of the layout; its size is bounded, its digest not verified.
     pub fn document(&self, digest: &Digest) -> Result<Vec<u8>> {
         let path = self.blob_path(digest);
-        let file = File::open(&path).at("read", &path)?;
+        let file = self.open_blob(digest)?;
         let mut bytes = Vec::new();
         file.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes).at("read", &path)?;
         if bytes.len() as u64 > MAX_DOCUMENT {

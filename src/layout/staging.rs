@@ -51,6 +51,10 @@ impl Layout {
             if !path.file_name().is_some_and(|name| is_staging(&name.to_string_lossy())) {
                 continue;
             }
+            // A run leaves a folder, or the file that was to replace another; to open anything else could take for ever.
+            if !fs::symlink_metadata(&path).is_ok_and(|m| m.is_dir() || m.is_file()) {
+                continue;
+            }
             match File::open(&path).at("open", &path)?.try_lock() {
                 Ok(()) => dead.push(path),
                 Err(_) => return Ok(()),

@@ -1,14 +1,14 @@
 //! Reading a layer or another tar blob: decompressed on the fly, every header checked, nothing unpacked.
 
 use std::{
-    fs::File,
-    io::{self, BufReader, Read},
+    io::{self, BufReader, Read, Seek},
     path::Path,
 };
 
 use flate2::read::MultiGzDecoder;
 use tar::{Archive, EntryType, PaxExtensions};
 
+use super::open_regular;
 use crate::{
     digest::{Digest, Hasher},
     error::{At, Result},
@@ -43,9 +43,10 @@ pub fn walk(path: &Path, mut each: impl FnMut(Entry<'_>) -> io::Result<()>) -> R
 
 fn plain(path: &Path) -> Result<Box<dyn Read>> {
     let mut head = [0; 4];
-    let mut file = File::open(path).at("read", path)?;
+    let mut file = open_regular(path)?;
     let got = file.read(&mut head).at("read", path)?;
-    let file = BufReader::with_capacity(1 << 18, File::open(path).at("read", path)?);
+    file.rewind().at("read", path)?;
+    let file = BufReader::with_capacity(1 << 18, file);
     Ok(match head.get(..got) {
         Some([0x1f, 0x8b, ..]) => Box::new(MultiGzDecoder::new(file)),
         Some([0x28, 0xb5, 0x2f, 0xfd]) => Box::new(zstd::Decoder::with_buffer(file).at("read", path)?),

@@ -129,7 +129,7 @@ impl Verify<'_> {
         }
         let path = self.layout.blob_path(digest);
         let sum = match fs::symlink_metadata(&path) {
-            Ok(meta) if meta.is_file() => Some(sum(File::open(&path).at("read", &path)?).at("read", &path)?),
+            Ok(meta) if meta.is_file() => Some(sum(self.layout.open_blob(digest)?).at("read", &path)?),
             Ok(_) => None,
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(e).at("look at", path),
