@@ -7,6 +7,7 @@ use std::{
     process::{Command, Output},
 };
 
+use dewar::host::Host;
 use serde_json::Value;
 
 pub const DEWAR: &str = env!("CARGO_BIN_EXE_dewar");
@@ -119,7 +120,17 @@ impl Ran {
 impl Sandbox {
     /// Directories without anything in them.
     pub fn empty() -> Self {
-        let temp = tempfile::tempdir().unwrap();
+        Self::within(&std::env::temp_dir())
+    }
+
+    /// The same in memory, where there is such a place: for tests that write thousands of files.
+    pub fn in_memory() -> Self {
+        let memory = Path::new("/dev/shm");
+        if memory.is_dir() { Self::within(memory) } else { Self::empty() }
+    }
+
+    fn within(dir: &Path) -> Self {
+        let temp = tempfile::tempdir_in(dir).unwrap();
         // Some tests run as another user below.
         fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let sandbox = Self { temp };
@@ -179,6 +190,11 @@ impl Sandbox {
     pub fn blob(&self, digest: &str) -> PathBuf {
         let hex = digest.strip_prefix("sha256:").unwrap();
         self.root().join("io.containerd.content.v1.content/blobs/sha256").join(hex)
+    }
+
+    /// The same places, for the library.
+    pub fn host(&self) -> Host {
+        Host { root: self.root(), state: self.state(), runc_root: self.path("runc"), ..Host::default() }
     }
 
     /// `dewar` on these directories, started in the folder that holds them; nothing of our environment changes what it does.

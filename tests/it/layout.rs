@@ -50,7 +50,7 @@ fn a_run_killed_at_any_instant_leaves_the_layout_as_it_was() {
     fill(&upper(&sandbox), 4, 1 << 20);
     let started = Instant::now();
     assert!(start(&sandbox, "localhost/measure:1").wait().unwrap().success());
-    let whole = started.elapsed();
+    let mut whole = started.elapsed();
 
     let (mut killed, mut staged) = (0, 0);
     for i in 0..30_u32 {
@@ -61,7 +61,13 @@ fn a_run_killed_at_any_instant_leaves_the_layout_as_it_was() {
         fs::write(upper(&sandbox).join("noise0"), format!("{i}").repeat(300_000)).unwrap();
         let before = index(&layout);
         let mut run = start(&sandbox, &format!("localhost/run{i}:1"));
-        thread::sleep(whole.mul_f64(share));
+        // How long a run takes changes with what else the machine does, so the measure is taken again and again.
+        let (started, end) = (Instant::now(), whole.mul_f64(share));
+        while started.elapsed() < end && run.try_wait().unwrap().is_none() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let ended = run.try_wait().unwrap().is_some();
+        whole = if ended { started.elapsed() } else { whole.mul_f64(1.02) };
         run.kill().unwrap();
         killed += usize::from(!run.wait().unwrap().success());
         staged += staging(&layout);

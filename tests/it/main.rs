@@ -1,5 +1,7 @@
 //! Tests of the whole library and of the program, on real files; none needs a daemon.
 
+/// The bolt reader on databases that containerd wrote.
+mod bolt;
 /// `checkpoint` of containers without a live task.
 mod checkpoint;
 /// Same stores, same name, same time: the same bytes.
@@ -8,6 +10,8 @@ mod determinism;
 mod errors;
 /// `Sandbox`: a machine's containerd directories from a fixture, and `dewar` run on them.
 mod harness;
+/// Hostile bytes: fixtures cut at every length, every byte changed.
+mod hostile;
 /// `inspect` tells what a bundle holds: ours, and one that containerd wrote.
 mod inspect;
 /// Crashes, two runs at once, other programs' entries, wrong directories.

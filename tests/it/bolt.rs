@@ -1,0 +1,109 @@
+//! The bolt reader on databases that containerd wrote: every key and value, and what is left of damaged ones.
+
+use dewar::{
+    bolt::{Bucket, Db, Item},
+    corrupt::Corrupt,
+    digest::Digest,
+};
+
+use crate::harness::{bolt, expected};
+
+/// The lines of `bolt` in `fixtures/scene.py`, and what could not be read.
+fn walk(bucket: &Bucket<'_>, way: &str, lines: &mut Vec<String>, errors: &mut Vec<Corrupt>) {
+    for entry in bucket.iter() {
+        match entry {
+            Err(e) => errors.push(e),
+            Ok((key, Item::Value(value))) => {
+                lines.push(format!("{way}/{} = {}\n", hex::encode(key), hex::encode(value)));
+            }
+            Ok((key, Item::Bucket(below))) => {
+                let here = format!("{way}/{}", hex::encode(key));
+                lines.push(format!("{here} bucket {}\n", below.sequence));
+                walk(&below, &here, lines, errors);
+            }
+        }
+    }
+}
+
+fn read(bytes: &[u8]) -> Result<(Vec<String>, Vec<Corrupt>), Corrupt> {
+    let db = Db::open(bytes)?;
+    let (mut lines, mut errors) = (Vec::new(), Vec::new());
+    walk(&db.root(), "", &mut lines, &mut errors);
+    Ok((lines, errors))
+}
+
+#[test]
+fn every_key_and_value_is_what_another_reader_finds() {
+    let right = expected("bolt/expected.json");
+    for (name, right) in right.as_object().unwrap() {
+        let (lines, errors) = read(&bolt(name)).unwrap();
+        assert_eq!(errors, [], "{name}");
+        assert_eq!(lines.len(), right["entries"].as_u64().unwrap() as usize, "{name}");
+        assert_eq!(Digest::of(lines.concat().as_bytes()).to_hex(), right["sha256"].as_str().unwrap(), "{name}");
+    }
+    assert_eq!(right.as_object().unwrap().len(), 7);
+    let large = &right["large"];
+    assert!(large["branch_pages"].as_u64() > Some(1) && large["overflow_pages"].as_u64() > Some(1), "{large}");
+}
+
+/// Every key is found by itself too, not only in passing.
+#[test]
+fn a_lookup_finds_what_the_walk_finds_and_nothing_else() {
+    fn look(bucket: &Bucket<'_>) -> usize {
+        let mut found = 0;
+        for (key, item) in bucket.iter().map(Result::unwrap) {
+            match (bucket.get(key).unwrap().unwrap(), item) {
+                (Item::Value(a), Item::Value(b)) => assert_eq!(a, b),
+                (Item::Bucket(a), Item::Bucket(b)) => assert_eq!(a.sequence, b.sequence),
+                _ => panic!("{key:?} is of two kinds"),
+            }
+            for other in [[key, b"\0"].concat(), key[..key.len() - 1].to_vec()] {
+                let there = bucket.iter().any(|e| e.unwrap().0 == other);
+                assert_eq!(bucket.get(&other).unwrap().is_some(), there, "{other:?}");
+            }
+            if let Item::Bucket(below) = item {
+                found += look(&below);
+            }
+            found += 1;
+        }
+        found
+    }
+    for name in ["2.1.meta", "1.6.metadata"] {
+        let bytes = bolt(name);
+        let db = Db::open(&bytes).unwrap();
+        assert_eq!(look(&db.root()), expected("bolt/expected.json")[name]["entries"].as_u64().unwrap() as usize);
+    }
+    // Through branch pages.
+    let bytes = bolt("large");
+    let db = Db::open(&bytes).unwrap();
+    let way = ["v1", "default", "images"];
+    let images = way.iter().fold(db.root(), |bucket, key| bucket.bucket(key).unwrap().unwrap());
+    let keys: Vec<_> = images.iter().map(|e| e.unwrap().0).collect();
+    assert!(keys.len() > 150);
+    assert!(keys.iter().all(|key| images.bucket(key).unwrap().is_some()));
+    assert!(images.get(b"localhost/shop/0755").unwrap().is_none());
+}
+
+#[test]
+fn of_a_torn_commit_the_one_before_is_read() {
+    let txid = |bytes: &[u8]| Db::open(bytes).unwrap().commit().0;
+    assert_eq!(txid(&bolt("2.1.metadata")), expected("bolt/expected.json")["2.1.metadata"]["txid"].as_u64().unwrap());
+    let torn = bolt("damaged/newest-meta-torn");
+    assert_eq!(txid(&torn), txid(&bolt("2.1.metadata")) - 1);
+    assert!(!read(&torn).unwrap().0.is_empty());
+}
+
+#[test]
+fn damage_is_said_and_hides_nothing_beside_it() {
+    for name in ["both-metas-bad", "empty", "no-database"] {
+        assert!(read(&bolt(&format!("damaged/{name}"))).is_err(), "{name}");
+    }
+    let whole = read(&bolt("large")).unwrap().0.len();
+    for name in ["page-zeroed", "looped-branch"] {
+        let (lines, errors) = read(&bolt(&format!("damaged/{name}"))).unwrap();
+        assert!(!errors.is_empty(), "{name}");
+        assert!(lines.len() > whole / 2, "{name}: only {} of {whole} entries", lines.len());
+    }
+    let (_, errors) = read(&bolt("damaged/cut-in-the-middle")).unwrap();
+    assert!(!errors.is_empty());
+}
