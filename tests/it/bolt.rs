@@ -107,3 +107,21 @@ fn damage_is_said_and_hides_nothing_beside_it() {
     let (_, errors) = read(&bolt("damaged/cut-in-the-middle")).unwrap();
     assert!(!errors.is_empty());
 }
+
+/// Without a memory of pages seen, such a tree takes as many steps as there are ways through it: more than 2^64.
+#[test]
+fn a_branch_whose_children_are_all_itself_ends() {
+    let damage = expected("bolt/damaged/expected.json");
+    let (page, size) = (damage["branch"].as_u64().unwrap(), damage["page_size"].as_u64().unwrap() as usize);
+    let mut bytes = bolt("large");
+    let at = page as usize * size;
+    let count = usize::from(u16::from_le_bytes([bytes[at + 10], bytes[at + 11]]));
+    assert!(count > 1);
+    for element in 0..count {
+        let child = at + 16 + 16 * element + 8;
+        bytes[child..child + 8].copy_from_slice(&page.to_le_bytes());
+    }
+    let started = std::time::Instant::now();
+    let (_, errors) = read(&bytes).unwrap();
+    assert!(!errors.is_empty() && started.elapsed() < std::time::Duration::from_secs(5));
+}
