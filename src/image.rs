@@ -233,3 +233,96 @@ impl Base {
         Descriptor { annotations: named, ..self.target.clone() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::Layout;
+
+    fn staging(temp: &tempfile::TempDir) -> Staging {
+        Layout::open_or_create(&temp.path().join("layout")).unwrap().stage().unwrap()
+    }
+
+    fn layer(content: &[u8]) -> Layer {
+        let digest = Digest::of(content);
+        let blob = Blob { digest, size: content.len() as u64 };
+        Layer { blob, diff_id: digest, media_type: names::LAYER_GZIP, summary: Default::default() }
+    }
+
+    fn base(config: &str, media_type: &str) -> Base {
+        let below = Descriptor::new(media_type, Digest::of(b"below"), 5);
+        let config = config.as_bytes().to_vec();
+        let manifest = Manifest { config: Descriptor::new(names::CONFIG, Digest::of(&config), 1), layers: vec![below] };
+        Base {
+            name: "localhost/x:1".into(),
+            target: Descriptor::new(names::MANIFEST, Digest::of(b"target"), 6),
+            local: Some(Local { manifest, config }),
+            missing: Vec::new(),
+            carried: true,
+        }
+    }
+
+    /// The committed image's manifest and config.
+    fn commit(base: Option<&Base>) -> (Value, Value) {
+        let temp = tempfile::tempdir().unwrap();
+        let staging = staging(&temp);
+        let target = committed(base, &layer(b"rw"), &staging).unwrap().unwrap();
+        let manifest: Value = serde_json::from_slice(&staging.read_blob(&target.digest).unwrap()).unwrap();
+        let config = manifest["config"]["digest"].as_str().unwrap().parse().unwrap();
+        let config = serde_json::from_slice(&staging.read_blob(&config).unwrap()).unwrap();
+        (manifest, config)
+    }
+
+    const BELOW: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
+
+    #[test]
+    fn the_rw_layer_goes_on_top_and_the_rest_of_the_config_stays() {
+        let text = format!(
+            r#"{{"zeta":1,"config":{{"Cmd":["x"],"Odd":{{"kept":true}}}},"history":[{{"created_by":"y"}}],"rootfs":{{"type":"layers","diff_ids":["{BELOW}"]}}}}"#
+        );
+        let (manifest, config) = commit(Some(&base(&text, names::DOCKER_LAYER_GZIP)));
+        let types: Vec<_> = manifest["layers"].as_array().unwrap().iter().map(|l| &l["mediaType"]).collect();
+        assert_eq!(types, [names::LAYER_GZIP, names::LAYER_GZIP], "Docker's layers are called by OCI's name");
+        assert_eq!(config["rootfs"]["diff_ids"], json!([BELOW, Digest::of(b"rw").to_string()]));
+        assert_eq!(config["history"].as_array().unwrap().len(), 2);
+        assert_eq!((&config["zeta"], &config["config"]["Odd"]["kept"]), (&json!(1), &json!(true)));
+    }
+
+    #[test]
+    fn a_config_without_history_gets_none() {
+        let text = format!(r#"{{"rootfs":{{"type":"layers","diff_ids":["{BELOW}"]}}}}"#);
+        assert!(commit(Some(&base(&text, names::LAYER_GZIP))).1.get("history").is_none());
+    }
+
+    #[test]
+    fn a_container_without_an_image_is_an_image_of_one_layer() {
+        let (manifest, config) = commit(None);
+        assert_eq!(manifest["layers"].as_array().unwrap().len(), 1);
+        assert_eq!(config["rootfs"]["diff_ids"].as_array().unwrap().len(), 1);
+        assert_eq!(config["architecture"], Platform::local().architecture);
+    }
+
+    #[test]
+    fn no_image_is_made_on_a_base_that_is_not_wholly_here() {
+        let temp = tempfile::tempdir().unwrap();
+        let staging = staging(&temp);
+        let whole = base(r#"{"rootfs":{"diff_ids":[]}}"#, names::LAYER_GZIP);
+        let lacking = [
+            Base { missing: vec!["a layer".into()], ..whole.clone() },
+            Base { carried: false, ..whole.clone() },
+            Base { local: None, ..whole.clone() },
+        ];
+        assert!(lacking.iter().all(|base| committed(Some(base), &layer(b"rw"), &staging).unwrap().is_none()));
+        assert!(committed(Some(&base("{}", names::LAYER_GZIP)), &layer(b"rw"), &staging).is_err());
+    }
+
+    #[test]
+    fn a_chain_id_is_that_of_the_image_specification() {
+        let two = "sha256:2222222222222222222222222222222222222222222222222222222222222222";
+        let text = format!(r#"{{"rootfs":{{"diff_ids":["{BELOW}","{two}"]}}}}"#);
+        let right = Digest::of(format!("{BELOW} {two}").as_bytes());
+        assert_eq!(base(&text, names::LAYER_GZIP).chain_id(), Some(right));
+        let one = format!(r#"{{"rootfs":{{"diff_ids":["{BELOW}"]}}}}"#);
+        assert_eq!(base(&one, names::LAYER_GZIP).chain_id().unwrap().to_string(), BELOW);
+    }
+}

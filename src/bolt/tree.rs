@@ -241,3 +241,125 @@ impl<'d> Iterator for Iter<'d> {
         self.step().transpose()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// FNV-1a over the meta's fields, written anew.
+    fn meta(page_size: u32, txid: u64, root: u64, high_water: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend(0xED0C_DAED_u32.to_le_bytes());
+        bytes.extend(2_u32.to_le_bytes());
+        bytes.extend(page_size.to_le_bytes());
+        bytes.extend(0_u32.to_le_bytes());
+        [root, 0, u64::MAX, high_water, txid].iter().for_each(|field| bytes.extend(field.to_le_bytes()));
+        let mut sum = 0xcbf2_9ce4_8422_2325_u64;
+        for byte in &bytes {
+            sum = (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        bytes.extend(sum.to_le_bytes());
+        bytes
+    }
+
+    fn header(id: u64, flags: u16, count: u16) -> Vec<u8> {
+        let mut bytes = id.to_le_bytes().to_vec();
+        bytes.extend(flags.to_le_bytes());
+        bytes.extend(count.to_le_bytes());
+        bytes.extend(0_u32.to_le_bytes());
+        bytes
+    }
+
+    /// A leaf page with these keys and values; `true`: the value is a bucket.
+    fn leaf(id: u64, items: &[(&[u8], &[u8], bool)]) -> Vec<u8> {
+        let mut bytes = header(id, 2, items.len() as u16);
+        let mut data = Vec::new();
+        for (i, (key, value, is_bucket)) in items.iter().enumerate() {
+            let pos = (items.len() - i) * 16 + data.len();
+            for word in [u32::from(*is_bucket), pos as u32, key.len() as u32, value.len() as u32] {
+                bytes.extend(word.to_le_bytes());
+            }
+            data.extend([*key, *value].concat());
+        }
+        [bytes, data].concat()
+    }
+
+    fn file(page_size: usize, pages: &[Vec<u8>]) -> Vec<u8> {
+        let mut bytes = vec![0; page_size * pages.len()];
+        for (i, page) in pages.iter().enumerate() {
+            bytes[i * page_size..i * page_size + page.len()].copy_from_slice(page);
+        }
+        bytes
+    }
+
+    fn small(page_size: usize, txids: [u64; 2]) -> Vec<u8> {
+        let head = |id, txid| [header(id, 4, 0), meta(page_size as u32, txid, 2, 4)].concat();
+        file(
+            page_size,
+            &[head(0, txids[0]), head(1, txids[1]), leaf(2, &[(b"key", b"value", false), (b"set", b"", false)])],
+        )
+    }
+
+    #[test]
+    fn every_page_size_is_found_by_either_meta() {
+        for page_size in [1024, 4096, 16384, 65536] {
+            for lost in [None, Some(0), Some(page_size)] {
+                let mut bytes = small(page_size, [6, 7]);
+                if let Some(at) = lost {
+                    bytes[at + 16..at + 40].fill(0);
+                }
+                let db = Db::open(&bytes).unwrap();
+                assert_eq!(db.commit().0, if lost == Some(page_size) { 6 } else { 7 });
+                assert_eq!(db.root().value("key").unwrap(), Some(&b"value"[..]));
+                assert_eq!(db.root().value("set").unwrap(), Some(&b""[..]), "an empty value is a value");
+                assert!(db.root().bucket("set").unwrap().is_none());
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_database_of_ours_says_so() {
+        let why = |bytes: &[u8]| Db::open(bytes).err().unwrap().why;
+        assert_eq!(why(b""), "ends too soon");
+        let mut big_endian = small(4096, [1, 2]);
+        for at in [16, 4096 + 16] {
+            big_endian[at..at + 4].reverse();
+        }
+        assert!(why(&big_endian).contains("big-endian"));
+        let mut newer = small(4096, [1, 2]);
+        newer[20] = 3;
+        newer[4096 + 20] = 3;
+        assert!(why(&newer).contains("only 2 is known"));
+    }
+
+    #[test]
+    fn a_bucket_may_be_inline_and_a_page_has_one_owner() {
+        let inline = [&[0; 16][..], &leaf(0, &[(b"a", b"1", false), (b"b", b"2", false)])].concat();
+        let page = [4_u64.to_le_bytes(), 9_u64.to_le_bytes()].concat();
+        let root = leaf(2, &[(b"far", &page, true), (b"near", &inline, true), (b"same", &page, true)]);
+        let head = |id, txid| [header(id, 4, 0), meta(4096, txid, 2, 5)].concat();
+        let bytes = file(4096, &[head(0, 0), head(1, 1), root, vec![], leaf(4, &[(b"x", b"y", false)])]);
+        let db = Db::open(&bytes).unwrap();
+        let near = db.root().bucket("near").unwrap().unwrap();
+        let keys: Vec<_> = near.iter().map(|e| e.unwrap().0).collect();
+        assert_eq!(keys, [b"a", b"b"]);
+        let far = db.root().bucket("far").unwrap().unwrap();
+        assert_eq!((far.sequence, far.value("x").unwrap()), (9, Some(&b"y"[..])));
+        // The root's own page, claimed by a bucket as well.
+        let mut shared = bytes.clone();
+        let at = 2 * 4096 + shared[2 * 4096..].windows(16).position(|w| w == page).unwrap();
+        shared[at] = 3;
+        let db = Db::open(&shared).unwrap();
+        assert!(db.root().bucket("far").unwrap().unwrap().value("x").is_err(), "page 3 is no page");
+    }
+
+    #[test]
+    fn keys_out_of_order_end_a_walk_with_an_error_each() {
+        let head = |id, txid| [header(id, 4, 0), meta(4096, txid, 2, 3)].concat();
+        let items: [(&[u8], &[u8], bool); 3] = [(b"b", b"", false), (b"a", b"", false), (b"c", b"", false)];
+        let bytes = file(4096, &[head(0, 0), head(1, 1), leaf(2, &items)]);
+        let db = Db::open(&bytes).unwrap();
+        let found: Vec<_> = db.root().iter().map(|e| e.map(|(key, _)| key.to_vec()).map_err(|e| e.why)).collect();
+        assert_eq!(found, [Ok(b"b".to_vec()), Err("keys are out of order"), Ok(b"c".to_vec())]);
+    }
+}

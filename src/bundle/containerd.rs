@@ -94,3 +94,138 @@ fn named(entry: Descriptor, name: &str) -> Descriptor {
 fn json(document: &impl Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec(document).map_err(|e| Error::malformed("checkpoint index", e))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        bundle::Bind,
+        containerd::meta::Container,
+        digest::Digest,
+        id::{ContainerRef, SnapshotKey},
+        image::{Base, Local},
+        layout::Layout,
+        oci::image::Manifest,
+        proto::CheckpointOptions,
+        rw::Layer,
+    };
+
+    fn blob(content: &str) -> Blob {
+        Blob { digest: Digest::of(content.as_bytes()), size: content.len() as u64 }
+    }
+
+    fn base() -> Base {
+        let config = Descriptor::new(names::CONFIG, Digest::of(b"config"), 6);
+        Base {
+            name: "localhost/base:1".into(),
+            target: Descriptor::new(names::MANIFEST, Digest::of(b"base"), 4),
+            local: Some(Local { manifest: Manifest { config, layers: Vec::new() }, config: Vec::new() }),
+            missing: Vec::new(),
+            carried: true,
+        }
+    }
+
+    /// Everything there can be.
+    fn whole() -> Parts {
+        let name = ContainerRef { namespace: "default".parse().unwrap(), id: "web".parse().unwrap() };
+        let layer = blob("layer");
+        Parts {
+            container: Container {
+                name,
+                image: "localhost/base:1".into(),
+                snapshotter: "overlayfs".into(),
+                snapshot_key: SnapshotKey("web".into()),
+                runtime: "io.containerd.runc.v2".into(),
+                runtime_options: b"options".to_vec(),
+                spec: b"spec".to_vec(),
+                labels: Default::default(),
+                created_at: None,
+            },
+            base: Some(base()),
+            committed: Some(Descriptor::new(names::MANIFEST, Digest::of(b"committed"), 9)),
+            layer: Some(Layer {
+                blob: layer,
+                diff_id: layer.digest,
+                media_type: names::LAYER_GZIP,
+                summary: Default::default(),
+            }),
+            criu: Some(blob("criu")),
+            options: CheckpointOptions { file_locks: true, ..Default::default() },
+            binds: vec![Bind { destination: "/data".into(), blob: blob("bind") }],
+            annotations: Default::default(),
+            created: "2023-11-14T22:13:20Z".parse().unwrap(),
+            reference: "localhost/x:1".into(),
+        }
+    }
+
+    /// The entries for `index.json`, and the members of the checkpoint index.
+    fn written(parts: &Parts) -> (Vec<Descriptor>, Vec<Descriptor>) {
+        let temp = tempfile::tempdir().unwrap();
+        let staging = Layout::open_or_create(&temp.path().join("layout")).unwrap().stage().unwrap();
+        let entries = write(&staging, parts).unwrap();
+        let bytes = staging.read_blob(&entries.last().unwrap().digest).unwrap();
+        let index: Index = serde_json::from_slice(&bytes).unwrap();
+        (entries, index.manifests)
+    }
+
+    fn types(members: &[Descriptor]) -> Vec<&str> {
+        members.iter().map(|m| m.media_type.as_str()).collect()
+    }
+
+    #[test]
+    fn everything_stands_in_its_place() {
+        let (entries, members) = written(&whole());
+        let entry_names: Vec<_> = entries.iter().map(|e| e.name().unwrap()).collect();
+        assert_eq!(entry_names, ["localhost/x:1-rootfs", "localhost/base:1", "localhost/x:1"]);
+        assert_eq!(
+            types(&members),
+            [
+                names::MANIFEST,
+                names::RUNTIME_OPTIONS,
+                names::LAYER_GZIP,
+                names::CRIU_TAR,
+                names::CHECKPOINT_CONFIG,
+                names::CHECKPOINT_OPTIONS,
+                names::RESOURCE_TAR
+            ]
+        );
+        // Without a platform on it, an import by containerd 1.6 and 1.7 fails at the first layer.
+        assert!(members.iter().all(|m| m.platform.is_some()));
+        assert_eq!(members[6].annotations[names::MOUNT_DESTINATION], "/data");
+        assert_eq!(entries[2].annotations[names::CREATED], "2023-11-14T22:13:20Z");
+    }
+
+    #[test]
+    fn spec_and_runtime_options_are_the_bytes_of_the_record() {
+        let (_, members) = written(&whole());
+        let digest = |t: &str| members.iter().find(|m| m.media_type == t).unwrap().digest;
+        assert_eq!(digest(names::CHECKPOINT_CONFIG), Digest::of(b"spec"));
+        assert_eq!(digest(names::RUNTIME_OPTIONS), Digest::of(b"options"));
+    }
+
+    #[test]
+    fn what_is_not_there_is_left_out() {
+        let mut parts = Parts { criu: None, layer: None, committed: None, base: None, binds: Vec::new(), ..whole() };
+        parts.container.runtime_options.clear();
+        parts.container.spec.clear();
+        let (entries, members) = written(&parts);
+        assert_eq!((entries.len(), members.len()), (1, 0));
+        // A dump's options mean nothing without a dump.
+        let (_, members) = written(&Parts { criu: None, ..whole() });
+        assert!(!types(&members).contains(&names::CHECKPOINT_OPTIONS));
+    }
+
+    #[test]
+    fn a_base_image_is_named_as_far_as_it_can_be_had() {
+        // Its documents are lost: an import would fail on it.
+        let lost = Parts { base: Some(Base { local: None, ..base() }), ..whole() };
+        let (entries, members) = written(&lost);
+        assert!(entries.iter().all(|e| e.name() != Some("localhost/base:1")));
+        assert!(!types(&members).contains(&names::MANIFEST));
+        // Left behind on purpose: referenced, and said so.
+        let (entries, members) = written(&Parts { base: Some(Base { carried: false, ..base() }), ..whole() });
+        assert!(entries.iter().all(|e| e.name() != Some("localhost/base:1")));
+        assert!(types(&members).contains(&names::MANIFEST));
+        assert_eq!(entries.last().unwrap().annotations[names::IMAGE_OMITTED], "localhost/base:1");
+    }
+}

@@ -81,3 +81,100 @@ fn copy_head(file: &mut File, path: &Path) -> Result<Vec<u8>> {
     file.take(33 << 20).read_to_end(&mut bytes).at("read", path)?;
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::FileExt,
+        sync::atomic::{AtomicBool, Ordering},
+        thread,
+    };
+
+    use super::*;
+
+    const PAGE: usize = 4096;
+    /// The tree is at the end of the file: a copy takes a while from the meta pages to there.
+    const PAGES: u64 = 1024;
+
+    /// Commits as bbolt does: a page that is free in the commit before, then the other meta page (`tx.go`, `Commit`).
+    fn commit(file: &File, txid: u64) {
+        let root = PAGES - 2 + txid % 2;
+        let mut page = vec![0; PAGE];
+        page[..8].copy_from_slice(&root.to_le_bytes());
+        page[8..12].copy_from_slice(&[2, 0, 1, 0]);
+        page[20..32].copy_from_slice(&[16, 0, 0, 0, 4, 0, 0, 0, 8, 0, 0, 0]);
+        page[32..36].copy_from_slice(b"txid");
+        page[36..44].copy_from_slice(&txid.to_le_bytes());
+        // In two parts, so that a reader may come between.
+        file.write_all_at(&page[..40], root * PAGE as u64).unwrap();
+        thread::yield_now();
+        file.write_all_at(&page[40..], root * PAGE as u64 + 40).unwrap();
+        let mut meta = vec![0; 80];
+        meta[..8].copy_from_slice(&(txid % 2).to_le_bytes());
+        meta[16..24].copy_from_slice(&[0xed, 0xda, 0x0c, 0xed, 2, 0, 0, 0]);
+        meta[24..28].copy_from_slice(&(PAGE as u32).to_le_bytes());
+        for (at, field) in [(32, root), (48, u64::MAX), (56, PAGES), (64, txid)] {
+            meta[at..at + 8].copy_from_slice(&field.to_le_bytes());
+        }
+        let sum = meta[16..72]
+            .iter()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+        meta[72..].copy_from_slice(&sum.to_le_bytes());
+        file.write_all_at(&meta, (txid % 2) * PAGE as u64).unwrap();
+    }
+
+    #[test]
+    fn a_copy_beside_a_daemon_at_work_is_of_one_commit() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("meta.db");
+        let daemon = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
+        daemon.set_len(PAGES * PAGE as u64).unwrap();
+        (0..2).for_each(|txid| commit(&daemon, txid));
+        daemon.lock().unwrap();
+        let host = Host { daemon_running: true, ..Host::default() };
+        let refused = read(&Host::default(), &path);
+        assert!(matches!(refused, Err(Error::DaemonRunning { .. })));
+
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for txid in 2.. {
+                    commit(&daemon, txid);
+                    // Between bursts a daemon pauses; without a pause nobody could read.
+                    if txid % 8 == 0 {
+                        thread::sleep(Duration::from_millis(2));
+                    }
+                    if done.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+            });
+            let end = std::time::Instant::now() + Duration::from_millis(300);
+            let mut copies = Vec::new();
+            while std::time::Instant::now() < end {
+                copies.push(read(&host, &path).map_err(|e| e.to_string()));
+            }
+            done.store(true, Ordering::Relaxed);
+            let mut seen = std::collections::HashSet::new();
+            for copy in copies {
+                let copy = copy.unwrap();
+                let db = Db::open(&copy).unwrap();
+                let value = db.root().value("txid").unwrap().unwrap();
+                assert_eq!(u64::from_le_bytes(value.try_into().unwrap()), db.commit().0);
+                seen.insert(db.commit().0);
+            }
+            assert!(seen.len() > 3, "the daemon was not at work");
+        });
+    }
+
+    #[test]
+    fn a_reader_leaves_no_lock_and_no_trace() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("meta.db");
+        fs::write(&path, "bytes").unwrap();
+        assert_eq!(read(&Host::default(), &path).unwrap(), b"bytes");
+        File::open(&path).unwrap().try_lock().unwrap();
+        assert!(read(&Host::default(), &temp.path().join("none")).unwrap_err().is_missing_file());
+    }
+}

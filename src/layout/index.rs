@@ -45,3 +45,25 @@ fn add(manifests: &mut Vec<Descriptor>, entry: &Descriptor) {
     manifests.retain(|old| !same_name(old));
     manifests.push(entry.clone());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{digest::Digest, oci::names};
+
+    #[test]
+    fn a_name_is_there_once_and_what_has_none_stays() {
+        let entry = |name: &str, content: &str| {
+            let bare = Descriptor::new(names::MANIFEST, Digest::of(content.as_bytes()), 1);
+            if name.is_empty() { bare } else { bare.with(names::IMAGE_NAME, name) }
+        };
+        let mut all = vec![entry("", "x"), entry("a", "1"), entry("b", "2"), entry("", "x")];
+        add(&mut all, &entry("b", "2"));
+        assert_eq!(all.len(), 4, "the same again changes nothing");
+        add(&mut all, &entry("a", "3"));
+        let names: Vec<_> = all.iter().map(|d| d.name().unwrap_or_default()).collect();
+        assert_eq!(names, ["", "b", "", "a"], "a new one of an old name goes to the end");
+        add(&mut all, &entry("", "x"));
+        assert_eq!(all.len(), 5);
+    }
+}

@@ -117,3 +117,67 @@ impl<R: Read> Read for Hashing<R> {
         Ok(n)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io::Write};
+
+    use super::*;
+
+    fn tar() -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut add = |kind: EntryType, name: &str, content: &[u8]| {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_size(content.len() as u64);
+            builder.append_data(&mut header, name, content).unwrap();
+        };
+        add(EntryType::Regular, "plain", b"1");
+        // Longer than a header's name field: a GNU long name goes before.
+        add(EntryType::Regular, &"long/".repeat(40), b"22");
+        add(EntryType::XHeader, "pax", b"16 path=caf\xc3\xa9/x\n");
+        add(EntryType::Regular, "short", b"333");
+        add(EntryType::XGlobalHeader, "global", b"20 path=never/seen\n\n");
+        add(EntryType::Directory, "last/", b"");
+        builder.into_inner().unwrap()
+    }
+
+    fn names(bytes: &[u8]) -> (Vec<String>, Digest) {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("blob");
+        fs::write(&path, bytes).unwrap();
+        let mut names = Vec::new();
+        let digest = walk(&path, |entry| {
+            let mut content = Vec::new();
+            entry.content.read_to_end(&mut content)?;
+            assert_eq!(content.len() as u64, entry.size);
+            names.push(String::from_utf8_lossy(&entry.name).into_owned());
+            Ok(())
+        });
+        (names, digest.unwrap())
+    }
+
+    #[test]
+    fn a_tar_is_the_same_in_every_wrapping() {
+        let plain = tar();
+        let half = plain.len() / 2;
+        let mut gzip = Vec::new();
+        // Two members, one after the other, are one gzip file.
+        for part in [&plain[..half], &plain[half..]] {
+            let mut member = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            member.write_all(part).unwrap();
+            gzip.extend(member.finish().unwrap());
+        }
+        let zstd = zstd::encode_all(plain.as_slice(), 1).unwrap();
+        let right = (vec!["plain".into(), "long/".repeat(40), "café/x".into(), "last/".into()], Digest::of(&plain));
+        for bytes in [&plain, &gzip, &zstd] {
+            assert_eq!(names(bytes), right);
+        }
+    }
+
+    #[test]
+    fn bytes_behind_the_end_belong_to_the_diff_id() {
+        let padded = [tar(), vec![0; 10240]].concat();
+        assert_eq!(names(&padded).1, Digest::of(&padded));
+    }
+}
