@@ -52,13 +52,14 @@ impl Bad {
         let ran = self.sandbox.dewar(&["verify", "layout"]);
         assert_eq!(ran.stderr, "");
         let text = digests_out(&ran.shown());
-        // Short digests in the ways, and sizes in the last line, change when fixtures are made anew.
+        // Short digests in the ways and sizes change when fixtures are made anew.
         let short = |word: &str| word.len() == 12 && word.bytes().all(|b| b.is_ascii_hexdigit());
         let lines = text.lines().map(|line| {
             let line = line.split(": ").next().filter(|head| head.ends_with("findings")).unwrap_or(line);
             let words = line.split(' ').map(|word| match word.strip_suffix(':') {
                 Some(bare) if short(bare) => "…:",
                 _ if short(word) => "…",
+                _ if word.len() > 2 && word.bytes().all(|b| b.is_ascii_digit()) => "N",
                 _ => word,
             });
             words.collect::<Vec<_>>().join(" ")
@@ -140,9 +141,9 @@ fn blobs_missing_flipped_and_cut_are_all_found_at_once() {
     blobs/sha256/0000000000000000000000000000000000000000000000000000000000000000: is damaged: its content has sha256:…
     blobs/sha256/readme: is no blob: its name is no digest
     localhost/checkpoint/web:1 > index … > CRIU images …: blob sha256:… is damaged: its content has sha256:…
-    localhost/checkpoint/web:1 > index … > rw layer …: is 836 bytes long, its descriptor says 837
+    localhost/checkpoint/web:1 > index … > rw layer …: is N bytes long, its descriptor says N
     localhost/checkpoint/web:1 > index … > spec …: blob sha256:… is missing
-    localhost/checkpoint/web:1-rootfs > manifest … > layer 2: is 836 bytes long, its descriptor says 837
+    localhost/checkpoint/web:1-rootfs > manifest … > layer 2: is N bytes long, its descriptor says N
     6 findings
     "#);
 }
@@ -179,17 +180,17 @@ fn images_that_do_not_make_a_whole_are_found() {
     let change = |name: &'static str, how: fn(Vec<u8>) -> Vec<u8>| {
         move |n: &str, content| Some((n.to_owned(), if n == name { how(content) } else { content }))
     };
+    let pages = crate::harness::expected("criu/expected.json")["pages"].as_u64().unwrap() / 4096;
+    let without_pages = format!("pages-1.img has 0 bytes, pagemap-1.img counts {pages} pages");
+    let page_lacks = format!("pages-1.img has N bytes, pagemap-1.img counts {pages} pages");
     type Edit = Box<dyn FnMut(&str, Vec<u8>) -> Option<(String, Vec<u8>)>>;
     let cases: Vec<(Edit, &str)> = vec![
         (Box::new(without("descriptors.json")), "descriptors.json is missing: runc cannot restore"),
         (Box::new(without("inventory.img")), "inventory.img is missing"),
         (Box::new(without("pstree.img")), "pstree.img is missing"),
         (Box::new(without("core-1.img")), "core-1.img is missing"),
-        (Box::new(without("pages-1.img")), "pages-1.img has 0 bytes, pagemap-1.img counts 4 pages"),
-        (
-            Box::new(change("pages-1.img", |c| c[..c.len() - 4096].to_vec())),
-            "pages-1.img has 12288 bytes, pagemap-1.img counts 4 pages",
-        ),
+        (Box::new(without("pages-1.img")), &without_pages),
+        (Box::new(change("pages-1.img", |c| c[..c.len() - 4096].to_vec())), &page_lacks),
         (Box::new(change("descriptors.json", |_| b"{}".to_vec())), "descriptors.json: invalid type: map"),
         (
             Box::new(change("pstree.img", |c| c[..c.len() - 1].to_vec())),
