@@ -242,9 +242,12 @@ fn task(process: Process, commands: &mut BTreeMap<u32, String>) -> Task {
     Task { pid: process.pid, ppid: process.ppid, threads: process.threads.len(), command }
 }
 
+/// A command's name has at most 15 bytes (Linux, `TASK_COMM_LEN`).
+const COMM: usize = 15;
+
 fn command(core: &[u8]) -> Option<String> {
     let cores: Vec<Core> = criu::messages(Kind::Core, core).ok()?;
-    cores.into_iter().next()?.task.map(|task| task.comm)
+    cores.into_iter().next()?.task.map(|task| task.comm.chars().take(COMM).collect())
 }
 
 fn stats(bytes: &[u8]) -> Option<DumpStats> {

@@ -13,11 +13,13 @@ mod images;
 
 use images::CriuTar;
 
+use super::locate::with_causes;
+
 use crate::{
     digest::{Digest, Hasher},
-    error::{At, Error, Result},
+    error::{Error, Result},
     interrupt,
-    layout::{Layout, read::MAX_DOCUMENT, untar},
+    layout::{Layout, untar},
     oci::{
         image::{Config, Descriptor, Manifest, Platform},
         names,
@@ -54,7 +56,7 @@ pub struct Verdict {
 
 /// Verifies a whole layout. `Err` means that it could not be looked at.
 pub fn verify(layout: &Layout) -> Result<Verdict> {
-    let mut walk = Verify { layout, sums: HashMap::new(), seen: BTreeSet::new(), findings: BTreeSet::new(), bytes: 0 };
+    let mut walk = Verify::of(layout);
     let index = layout.index()?;
     if index.schema_version != 2 {
         walk.find("index.json", "its schemaVersion is not 2");
@@ -74,17 +76,34 @@ pub fn verify(layout: &Layout) -> Result<Verdict> {
     Ok(Verdict { blobs: sums.len(), bytes, findings: findings.into_iter().collect() })
 }
 
+/// A blob's own digest and size, or why it has none.
+type Sum = std::result::Result<(Digest, u64), String>;
+
+const MISSING: &str = "is missing";
+
+/// A checkpoint is an index in `index.json`, its base image one in that; deeper is damage or an attack on the stack.
+const MAX_DEPTH: usize = 16;
+
 struct Verify<'a> {
     layout: &'a Layout,
-    /// What each blob's content sums to; `None` if it cannot be read. Blobs are shared, and read once.
-    sums: HashMap<Digest, Option<(Digest, u64)>>,
+    /// What each blob's content sums to, or why it cannot be read. Blobs are shared, and summed once.
+    sums: HashMap<Digest, Sum>,
+    /// What each tar unpacks to, once walked; `None` if it is no whole tar.
+    tars: HashMap<Digest, Option<Digest>>,
+    /// How many indexes we are in.
+    depth: usize,
     /// Documents already walked. A digest cannot contain itself, but a damaged layout may claim anything.
     seen: BTreeSet<(Digest, String)>,
     findings: BTreeSet<Finding>,
     bytes: u64,
 }
 
-impl Verify<'_> {
+impl<'a> Verify<'a> {
+    fn of(layout: &'a Layout) -> Self {
+        let (sums, tars, seen, findings) = (HashMap::new(), HashMap::new(), BTreeSet::new(), BTreeSet::new());
+        Self { layout, sums, tars, depth: 0, seen, findings, bytes: 0 }
+    }
+
     fn find(&mut self, at: &str, what: &str) {
         self.findings.insert(Finding { at: at.to_owned(), what: what.to_owned() });
     }
@@ -100,7 +119,14 @@ impl Verify<'_> {
             return Ok(());
         }
         if descriptor.is_index() {
-            return self.index(&at, descriptor, base_omitted);
+            if self.depth >= MAX_DEPTH {
+                self.find(&at, "indexes are nested too deep to follow");
+                return Ok(());
+            }
+            self.depth += 1;
+            let walked = self.index(&at, descriptor, base_omitted);
+            self.depth -= 1;
+            return walked;
         }
         if descriptor.is_manifest() {
             return self.manifest(&at, descriptor);
@@ -111,32 +137,53 @@ impl Verify<'_> {
     /// True if the blob is what its descriptor says.
     fn blob(&mut self, at: &str, descriptor: &Descriptor) -> Result<bool> {
         match self.sum(&descriptor.digest)? {
-            None => self.find(at, &format!("blob {} is missing", descriptor.digest)),
-            Some((_, size)) if size != descriptor.size => {
+            Err(why) => self.find(at, &format!("blob {} {why}", descriptor.digest)),
+            Ok((_, size)) if size != descriptor.size => {
                 self.find(at, &format!("is {size} bytes long, its descriptor says {}", descriptor.size));
             }
-            Some((digest, _)) if digest != descriptor.digest => {
+            Ok((digest, _)) if digest != descriptor.digest => {
                 self.find(at, &format!("blob {} is damaged: its content has {digest}", descriptor.digest));
             }
-            Some(_) => return Ok(true),
+            Ok(_) => return Ok(true),
         }
         Ok(false)
     }
 
-    fn sum(&mut self, digest: &Digest) -> Result<Option<(Digest, u64)>> {
+    /// A blob that cannot be read is a finding like any other; `Err` is for an interrupt only.
+    fn sum(&mut self, digest: &Digest) -> Result<Sum> {
         if let Some(known) = self.sums.get(digest) {
+            return Ok(known.clone());
+        }
+        let found = match fs::symlink_metadata(self.layout.blob_path(digest)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(MISSING.to_owned()),
+            _ => self
+                .layout
+                .open_blob(digest)
+                .map_err(|e| with_causes(&e))
+                .and_then(|file| sum(file).map_err(|e| format!("cannot be read: {e}"))),
+        };
+        interrupt::check()?;
+        self.bytes += found.as_ref().map_or(0, |(_, size)| *size);
+        self.sums.insert(*digest, found.clone());
+        Ok(found)
+    }
+
+    /// What a tar unpacks to; one that serves several images is walked once.
+    fn untar(&mut self, at: &str, digest: &Digest) -> Result<Option<Digest>> {
+        if let Some(known) = self.tars.get(digest) {
             return Ok(*known);
         }
-        let path = self.layout.blob_path(digest);
-        let sum = match fs::symlink_metadata(&path) {
-            Ok(meta) if meta.is_file() => Some(sum(self.layout.open_blob(digest)?).at("read", &path)?),
-            Ok(_) => None,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            Err(e) => return Err(e).at("look at", path),
-        };
-        self.bytes += sum.map_or(0, |(_, size)| size);
-        self.sums.insert(*digest, sum);
-        Ok(sum)
+        let walked = untar::walk(&self.layout.blob_path(digest), |_| Ok(()));
+        interrupt::check()?;
+        let plain = self.find_if(at, walked.map_err(|e| with_causes(&e)));
+        self.tars.insert(*digest, plain);
+        Ok(plain)
+    }
+
+    /// A small blob; one too large to be what it should be is a finding.
+    fn document(&mut self, at: &str, digest: &Digest) -> Option<Vec<u8>> {
+        let document = self.layout.document(digest);
+        self.find_if(at, document.map_err(|e| with_causes(&e)))
     }
 
     fn index(&mut self, at: &str, descriptor: &Descriptor, base_omitted: bool) -> Result<()> {
@@ -152,13 +199,17 @@ impl Verify<'_> {
                 continue;
             }
             // A pull fetches the local platform only: manifests for others, or further ones that would serve, may be absent.
-            if is_image && !is_checkpoint && (!local || served > 0) && self.sum(&child.digest)?.is_none() {
+            if is_image && !is_checkpoint && (!local || served > 0) && self.is_missing(&child.digest)? {
                 continue;
             }
             served += usize::from(is_image && local);
             self.descend(at, child, base_omitted)?;
         }
         Ok(())
+    }
+
+    fn is_missing(&mut self, digest: &Digest) -> Result<bool> {
+        Ok(self.sum(digest)?.is_err_and(|why| why == MISSING))
     }
 
     fn manifest(&mut self, at: &str, descriptor: &Descriptor) -> Result<()> {
@@ -170,10 +221,11 @@ impl Verify<'_> {
         let Some(manifest) = self.find_if(at, parsed) else { return Ok(()) };
         let config_at = format!("{at} > config");
         let mut diff_ids = Vec::new();
-        if self.blob(&config_at, &manifest.config)? && manifest.config.size <= MAX_DOCUMENT {
-            let bytes = self.layout.document(&manifest.config.digest)?;
-            diff_ids =
-                self.find_if(&config_at, serde_json::from_slice::<Config>(&bytes)).unwrap_or_default().rootfs.diff_ids;
+        if self.blob(&config_at, &manifest.config)?
+            && let Some(bytes) = self.document(&config_at, &manifest.config.digest)
+        {
+            let config = self.find_if(&config_at, serde_json::from_slice::<Config>(&bytes));
+            diff_ids = config.unwrap_or_default().rootfs.diff_ids;
             if diff_ids.len() != manifest.layers.len() {
                 let what = format!("{} diff ids for {} layers", diff_ids.len(), manifest.layers.len());
                 self.find(&config_at, &what);
@@ -190,9 +242,7 @@ impl Verify<'_> {
         if !self.blob(at, layer)? || !layer.media_type.contains("tar") {
             return Ok(());
         }
-        let walked = untar::walk(&self.layout.blob_path(&layer.digest), |_| Ok(()));
-        interrupt::check()?;
-        match (self.find_if(at, walked.map_err(|e| super::locate::with_causes(&e))), diff_id) {
+        match (self.untar(at, &layer.digest)?, diff_id) {
             (Some(found), Some(wanted)) if found != *wanted => {
                 self.find(at, &format!("unpacks to {found}, the config's diff id is {wanted}"));
             }
@@ -203,40 +253,34 @@ impl Verify<'_> {
 
     /// A member of a checkpoint that is no image.
     fn leaf(&mut self, at: &str, descriptor: &Descriptor) -> Result<()> {
-        let path = self.layout.blob_path(&descriptor.digest);
         match descriptor.media_type.as_str() {
-            names::CRIU_TAR => self.criu(at, descriptor),
+            names::CRIU_TAR => self.criu(at, descriptor)?,
             names::CHECKPOINT_CONFIG => {
-                let bytes = self.layout.document(&descriptor.digest)?;
-                let spec = proto::decode::<Any>(&bytes)
-                    .map_err(|e| e.to_string())
-                    .and_then(|any| serde_json::from_slice::<Spec>(&any.value).map_err(|e| e.to_string()));
-                self.find_if(at, spec);
-                Ok(())
+                let any = self.any(at, descriptor);
+                any.and_then(|any| self.find_if(at, serde_json::from_slice::<Spec>(&any.value)));
             }
             names::CHECKPOINT_OPTIONS | names::RUNTIME_OPTIONS => {
-                let bytes = self.layout.document(&descriptor.digest)?;
-                let any = self.find_if(at, proto::decode::<Any>(&bytes));
-                if let Some(any) = any.filter(|any| any.type_url == proto::CHECKPOINT_OPTIONS) {
-                    self.find_if(at, proto::decode::<CheckpointOptions>(&any.value));
-                }
-                Ok(())
+                let any = self.any(at, descriptor).filter(|any| any.type_url == proto::CHECKPOINT_OPTIONS);
+                any.and_then(|any| self.find_if(at, proto::decode::<CheckpointOptions>(&any.value)));
             }
             other if other.contains("tar") => {
-                let walked = untar::walk(&path, |_| Ok(()));
-                interrupt::check()?;
-                self.find_if(at, walked.map_err(|e| super::locate::with_causes(&e)));
-                Ok(())
+                self.untar(at, &descriptor.digest)?;
             }
-            _ => Ok(()),
+            _ => {}
         }
+        Ok(())
+    }
+
+    fn any(&mut self, at: &str, descriptor: &Descriptor) -> Option<Any> {
+        let bytes = self.document(at, &descriptor.digest)?;
+        self.find_if(at, proto::decode::<Any>(&bytes))
     }
 
     fn criu(&mut self, at: &str, descriptor: &Descriptor) -> Result<()> {
         let mut images = CriuTar::default();
         let walked = untar::walk(&self.layout.blob_path(&descriptor.digest), |entry| images.take(entry));
         interrupt::check()?;
-        self.find_if(at, walked.map_err(|e| super::locate::with_causes(&e)));
+        self.find_if(at, walked.map_err(|e| with_causes(&e)));
         for what in images.findings() {
             self.find(at, &what);
         }
@@ -254,11 +298,11 @@ impl Verify<'_> {
                 Err(_) => self.find(&at, "is no blob: its name is no digest"),
                 Ok(digest) if self.sums.contains_key(&digest) => {}
                 Ok(digest) => match self.sum(&digest)? {
-                    Some((found, _)) if found != digest => {
+                    Ok((found, _)) if found != digest => {
                         self.find(&at, &format!("is damaged: its content has {found}"))
                     }
-                    Some(_) => {}
-                    None => self.find(&at, "is no regular file"),
+                    Ok(_) => {}
+                    Err(why) => self.find(&at, &why),
                 },
             }
         }
