@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// What the state directory says of a task.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct TaskRecord {
     /// The directory: an OCI runtime bundle (`config.json`, `rootfs`).
     pub runtime_bundle: PathBuf,
@@ -27,6 +27,8 @@ pub struct TaskRecord {
     pub runtime_root: Option<PathBuf>,
     /// The runtime's program when the shim was told of one (`options.json`, `binary_name`).
     pub runtime_binary: Option<String>,
+    /// Why a file in it could not be used. Other records say the same, so nothing is lost yet.
+    pub damage: Option<Error>,
 }
 
 /// The shim's `options.json` (`runc/container.go`, `WriteOptions`).
@@ -47,11 +49,15 @@ pub fn read(host: &Host, who: &ContainerRef) -> Result<Option<TaskRecord>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e).at("look at", dir),
     }
-    let options = match small_file(&dir.join("options.json"))? {
-        Some(bytes) => serde_json::from_slice(&bytes).map_err(|e| Error::malformed(dir.join("options.json"), e))?,
-        None => Options::default(),
-    };
-    let init_pid = small_file(&dir.join("init.pid"))?;
+    let mut damage = None;
+    let options = options(&dir.join("options.json")).unwrap_or_else(|e| {
+        damage = Some(e);
+        Options::default()
+    });
+    let init_pid = small_file(&dir.join("init.pid")).unwrap_or_else(|e| {
+        damage.get_or_insert(e);
+        None
+    });
     let init_pid = init_pid.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.trim().parse().ok());
     let filled = |text: String| Some(text).filter(|t| !t.is_empty());
     Ok(Some(TaskRecord {
@@ -59,7 +65,13 @@ pub fn read(host: &Host, who: &ContainerRef) -> Result<Option<TaskRecord>> {
         init_pid,
         runtime_root: filled(options.root).map(PathBuf::from),
         runtime_binary: filled(options.binary_name),
+        damage,
     }))
+}
+
+fn options(path: &PathBuf) -> Result<Options> {
+    let Some(bytes) = small_file(path)? else { return Ok(Options::default()) };
+    serde_json::from_slice(&bytes).map_err(|e| Error::malformed(path, e))
 }
 
 /// A regular file of the bundle; `log` in there is a FIFO, so nothing is opened unseen.

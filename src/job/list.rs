@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::locate::{self, human_name};
+use super::locate::{self, TaskState, human_name};
 use crate::{
     containerd::meta::{Container, MetaDb},
     error::{Error, Result},
@@ -63,10 +63,7 @@ pub fn list(host: &Host, namespace: Option<&Namespace>) -> Result<(Vec<Row>, Vec
 
 /// A task whose state cannot be read has an unknown status: shown as none, with the error beside it.
 fn row(host: &Host, record: Container) -> (Row, Option<Error>) {
-    let (status, pid, error) = match status(host, &record) {
-        Ok((status, pid)) => (status, pid, None),
-        Err(e) => (Status::None, None, Some(e)),
-    };
+    let (status, pid, error) = status(host, &record).unwrap_or_else(|e| (Status::None, None, Some(e)));
     let row = Row {
         name: human_name(&record.labels),
         namespace: record.name.namespace.to_string(),
@@ -80,12 +77,13 @@ fn row(host: &Host, record: Container) -> (Row, Option<Error>) {
     (row, error)
 }
 
-fn status(host: &Host, record: &Container) -> Result<(Status, Option<i32>)> {
-    let found = locate::task(host, record)?;
-    Ok(match found {
-        locate::TaskState::None => (Status::None, None),
-        locate::TaskState::Ended => (Status::Stopped, None),
-        locate::TaskState::Live(task) if freeze::is_frozen(&task)? => (Status::Paused, Some(task.init.pid)),
-        locate::TaskState::Live(task) => (Status::Running, Some(task.init.pid)),
-    })
+fn status(host: &Host, record: &Container) -> Result<(Status, Option<i32>, Option<Error>)> {
+    let (found, damage) = locate::task(host, record)?;
+    let (status, pid) = match found {
+        TaskState::None => (Status::None, None),
+        TaskState::Ended => (Status::Stopped, None),
+        TaskState::Live(task) if freeze::is_frozen(&task)? => (Status::Paused, Some(task.init.pid)),
+        TaskState::Live(task) => (Status::Running, Some(task.init.pid)),
+    };
+    Ok((status, pid, damage))
 }

@@ -10,7 +10,7 @@ use crate::{
         meta::{Container, Image, MetaDb},
         task::{self, TaskRecord},
     },
-    error::{Error, Result},
+    error::{At, Error, Result},
     host::Host,
     id::Namespace,
     oci::runtime::Spec,
@@ -130,7 +130,8 @@ pub fn locate(host: &Host, meta: &MetaDb, container: Container) -> Result<Target
     let spec = note(&mut findings, "the spec cannot be read, so no memory can be dumped", spec(&container));
     let image = note(&mut findings, "the base image is not in the bundle", image(meta, &container));
     let files = note(&mut findings, "the container's files are not in the bundle", files(host, meta, &container));
-    let task = task(host, &container)?;
+    let (task, damage) = task(host, &container)?;
+    findings.extend(damage.map(|e| format!("{}: other records are used instead", with_causes(&e))));
     let (rw, parent) = files.map_or((None, None), |(rw, parent)| (Some(rw), parent));
     Ok(Target { spec, image, rw, parent, task, findings, container })
 }
@@ -182,19 +183,23 @@ fn files(host: &Host, meta: &MetaDb, container: &Container) -> Result<(RwLayer, 
     Ok((rw, record.parent.map(|p| p.0)))
 }
 
-/// What became of the container's task, by pid and start time.
-pub fn task(host: &Host, container: &Container) -> Result<TaskState> {
-    let Some(record) = task::read(host, &container.name)? else { return Ok(TaskState::None) };
-    if host.sysroot.is_some() {
-        return Ok(TaskState::Ended);
-    }
+/// What became of the container's task, by pid and start time; and what was damaged on the way, but not needed.
+pub fn task(host: &Host, container: &Container) -> Result<(TaskState, Option<Error>)> {
+    let Some(mut record) = task::read(host, &container.name)? else { return Ok((TaskState::None, None)) };
+    let damage = record.damage.take();
+    let state = if host.sysroot.is_some() { TaskState::Ended } else { state(host, container, &record)? };
+    Ok((state, damage))
+}
+
+fn state(host: &Host, container: &Container, record: &TaskRecord) -> Result<TaskState> {
     let root = record.runtime_root.clone().or_else(|| recorded_root(container));
     let root = root.unwrap_or_else(|| host.runc_root.clone());
     Ok(match runtime::read(&root, &container.name) {
-        Ok(Some(task)) if is_of(&task, &record) && host.is_alive(task.init)? => TaskState::Live(task),
+        Ok(Some(task)) if is_of(&task, record) && host.is_alive(task.init)? => TaskState::Live(task),
+        Ok(None) if lives_unknown(host, container, record)? => return Err(unknown_runtime(container, record, &root)),
         Ok(_) => TaskState::Ended,
         // The runtime's directory is root's, also where this store is a copy that anybody may read.
-        Err(e) if e.is_permission() && !may_live(host, &record)? => TaskState::Ended,
+        Err(e) if e.is_permission() && !may_live(host, record)? => TaskState::Ended,
         Err(e) => return Err(e),
     })
 }
@@ -205,6 +210,32 @@ fn is_of(task: &Task, record: &TaskRecord) -> bool {
     let same = |path: &Path| path.canonicalize().ok();
     task.runtime_bundle == record.runtime_bundle
         || same(&task.runtime_bundle).is_some_and(|bundle| same(&record.runtime_bundle) == Some(bundle))
+}
+
+/// True if the first process lives although no runtime says so: its cgroup carries the container's id. A pid used again
+/// by another process does not.
+fn lives_unknown(host: &Host, container: &Container, record: &TaskRecord) -> Result<bool> {
+    let Some(pid) = record.init_pid.filter(|_| may_live(host, record).unwrap_or(true)) else { return Ok(false) };
+    let path = host.proc_of(pid, "cgroup");
+    match std::fs::read(&path) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).contains(container.name.id.as_str())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound || e.raw_os_error() == Some(nix::libc::ESRCH) => Ok(false),
+        Err(e) => Err(e).at("read", path),
+    }
+}
+
+/// Its files could be copied while it writes them, and that would be of no one moment: so nothing is taken.
+fn unknown_runtime(container: &Container, record: &TaskRecord, root: &Path) -> Error {
+    let pid = record.init_pid.unwrap_or_default();
+    let runtime = record.runtime_binary.as_deref().unwrap_or("its runtime");
+    Error::Unsupported {
+        what: format!(
+            "the task of {} lives (process {pid}), but {runtime} left no state of runc's in {}, so it cannot be frozen",
+            container.name,
+            root.display()
+        ),
+        hint: "stop the container first; then its files come home".into(),
+    }
 }
 
 /// False if the first process is gone whatever the runtime would say.
@@ -309,7 +340,29 @@ mod tests {
         for (bundle, live) in [(ours.as_path(), true), (&linked, true), (theirs, false)] {
             let (host, container) = host(temp.path(), bundle);
             let task = task(&host, &container).unwrap();
-            assert_eq!(task.live().is_some(), live, "{}", bundle.display());
+            assert_eq!(task.0.live().is_some(), live, "{}", bundle.display());
+        }
+    }
+
+    /// A runtime whose state we cannot read must not make a running container pass for a stopped one.
+    #[test]
+    fn a_task_that_lives_under_an_unknown_runtime_is_refused() {
+        for (cgroup, alive) in [("0::/default/web", true), ("0::/somebody/else", false)] {
+            let temp = tempfile::tempdir().unwrap();
+            let (mut host, container) = host(temp.path(), temp.path());
+            let pid = std::process::id().to_string();
+            let bundle = host.state.join("io.containerd.runtime.v2.task/default/web");
+            fs::write(bundle.join("init.pid"), &pid).unwrap();
+            fs::remove_file(host.runc_root.join("default/web/state.json")).unwrap();
+            let process = temp.path().join("proc").join(&pid);
+            fs::create_dir_all(&process).unwrap();
+            fs::copy(host.proc.join(&pid).join("stat"), process.join("stat")).unwrap();
+            fs::write(process.join("cgroup"), cgroup).unwrap();
+            host.proc = temp.path().join("proc");
+            match task(&host, &container) {
+                Err(e) => assert!(alive && e.to_string().contains(&format!("process {pid}")), "{e}"),
+                Ok((state, _)) => assert!(!alive && matches!(state, TaskState::Ended)),
+            }
         }
     }
 }
