@@ -9,6 +9,10 @@ use dewar::{
     interrupt,
     job::locate::with_causes,
 };
+use rustix::{
+    fs::Mode,
+    process::{Resource, Rlimit, getrlimit, setrlimit, umask},
+};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM},
     iterator::Signals,
@@ -18,6 +22,9 @@ mod cli;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
+    // Whatever we or CRIU make holds a container's memory or files; nobody else may read it.
+    umask(Mode::from_raw_mode(0o077));
+    raise_file_limit();
     let done = listen().and_then(|()| cli.run(&mut io::stdout().lock()));
     done.unwrap_or_else(|error| {
         let error = if interrupt::check().is_err() { Error::Interrupted } else { error };
@@ -30,6 +37,12 @@ fn main() -> ExitCode {
         }
         ExitCode::from(cli::FAILED)
     })
+}
+
+/// An image may have hundreds of layers, and a directory of each is held open.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 fn is_closed_pipe(error: &Error) -> bool {

@@ -263,7 +263,7 @@ impl Output {
             return Ok(Self::Stdout { layout: Layout::open_or_create(folder.path())?, _folder: folder });
         }
         if path.extension().is_none_or(|extension| extension != "tar") {
-            return Ok(Self::Directory(Layout::open_or_create(path)?));
+            return Ok(Self::Directory(Layout::to_fill(path)?));
         }
         if fs::symlink_metadata(path).is_ok() {
             return Err(Error::Unsupported {

@@ -70,10 +70,18 @@ impl Layout {
 
     /// Opens the layout at `dir` or makes an empty one there. What exists and is no layout is left alone.
     pub fn open_or_create(dir: &Path) -> Result<Self> {
+        Self::to_fill(dir)?.create()
+    }
+
+    /// The layout at `dir`, which [`Layout::stage`] makes if it is not there yet: a run that cannot even begin leaves
+    /// nothing. What exists and is no layout is refused.
+    pub fn to_fill(dir: &Path) -> Result<Self> {
+        let layout = Self { dir: dir.to_owned() };
         // Its index is wanted last, when a container has long been dumped: whether it can be read is better known now.
         let readable = |layout: Self| layout.index().map(|_| layout);
         match fs::read_dir(dir) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Self::create(dir),
+            Err(_) if dir.is_symlink() && !dir.exists() => Err(not_a_layout(dir, "is a symbolic link to nothing")),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(layout),
             Err(e) if e.kind() == io::ErrorKind::NotADirectory => Err(not_a_layout(dir, "is a file")),
             Err(e) => Err(e).at("open", dir),
             Ok(_) if dir.join("oci-layout").exists() => Self::open(dir).and_then(readable),
@@ -84,10 +92,8 @@ impl Layout {
                     |name: &str| staging::is_staging(name) || ["blobs", "index.json", "oci-layout"].contains(&name);
                 match names.find(|name| !ours(name)) {
                     Some(name) => Err(not_a_layout(dir, &format!("holds {name:?} but no oci-layout"))),
-                    None if dir.join("index.json").exists() => {
-                        readable(Self { dir: dir.to_owned() }).and_then(|_| Self::create(dir))
-                    }
-                    None => Self::create(dir),
+                    None if dir.join("index.json").exists() => readable(layout),
+                    None => Ok(layout),
                 }
             }
         }
@@ -95,17 +101,18 @@ impl Layout {
 
     /// The marker comes last: a directory with it is a whole layout. Under the lock, since another run that comes upon the
     /// half-made layout sweeps it.
-    fn create(dir: &Path) -> Result<Self> {
+    fn create(self) -> Result<Self> {
+        let dir = &self.dir;
         private_dirs(&dir.join("blobs/sha256"))?;
-        let layout = Self { dir: dir.to_owned() };
-        let _turn = layout.lock()?;
+        let turn = self.lock()?;
         fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).at("make private", dir)?;
         for (name, content) in [("index.json", EMPTY_INDEX), ("oci-layout", MARKER)] {
             if !dir.join(name).exists() {
                 replace(dir, name, content.as_bytes())?;
             }
         }
-        Ok(layout)
+        drop(turn);
+        Ok(self)
     }
 
     /// Where it lies.

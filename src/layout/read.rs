@@ -52,9 +52,10 @@ pub(super) fn reachable(layout: &Layout) -> Result<HashSet<Digest>> {
     let mut seen = HashSet::new();
     let mut todo = layout.index()?.manifests;
     while let Some(descriptor) = todo.pop() {
-        if seen.insert(descriptor.digest) {
+        // Whether a blob leads further is its media type's to say, and one blob may have several.
+        if seen.insert((descriptor.digest, descriptor.media_type.clone())) {
             todo.extend(layout.children(&descriptor).unwrap_or_default());
         }
     }
-    Ok(seen)
+    Ok(seen.into_iter().map(|(digest, _)| digest).collect())
 }

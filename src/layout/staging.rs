@@ -31,8 +31,11 @@ pub struct Staging {
 }
 
 impl Layout {
-    /// Begins a run: removes what killed runs left, and makes a staging folder.
+    /// Begins a run: makes the layout if it is not there, removes what killed runs left, and makes a staging folder.
     pub fn stage(&self) -> Result<Staging> {
+        if !self.dir.join("oci-layout").exists() {
+            self.clone().create()?;
+        }
         let _turn = self.lock()?;
         self.sweep()?;
         let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&self.dir).at("write into", &self.dir)?;

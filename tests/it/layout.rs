@@ -240,7 +240,7 @@ fn wrong_directories_are_refused_and_left_alone() {
     insta::assert_snapshot!(said.concat(), @r#"
     dewar: photos exists and is no OCI image layout (holds "cat.jpg" but no oci-layout); nothing was written; choose a new or empty directory, or an existing layout
     dewar: file exists and is no OCI image layout (is a file); nothing was written; choose a new or empty directory, or an existing layout
-    dewar: cannot create dangling/blobs/sha256:… File exists (os error 17)
+    dewar: dangling exists and is no OCI image layout (is a symbolic link to nothing); nothing was written; choose a new or empty directory, or an existing layout
     dewar: newer/oci-layout: is of a layout version other than 1.0.0, the only one there is
     dewar: broken/index.json: EOF while parsing an object at line 1 column 1
     dewar: cannot read bare/index.json: No such file or directory (os error 2)
