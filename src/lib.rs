@@ -10,6 +10,7 @@ pub mod interrupt;
 // Floor 1: formats.
 pub mod bolt;
 pub mod criu;
+pub mod idmap;
 pub mod oci;
 pub mod pax;
 pub mod proto;

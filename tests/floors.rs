@@ -11,7 +11,7 @@ use std::{
 /// Every module of the library, on its floor.
 const FLOORS: [&[&str]; 5] = [
     &["corrupt", "digest", "error", "id", "interrupt"],
-    &["bolt", "criu", "oci", "pax", "proto", "record"],
+    &["bolt", "criu", "idmap", "oci", "pax", "proto", "record"],
     &["containerd", "host", "layout", "runtime", "snapshotter", "tree"],
     &["binds", "bundle", "dump", "freeze", "image", "rw"],
     &["job"],

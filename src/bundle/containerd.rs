@@ -147,6 +147,7 @@ mod tests {
                 blob: layer,
                 diff_id: layer.digest,
                 media_type: names::LAYER_GZIP,
+                beside: None,
                 summary: Default::default(),
             }),
             criu: Some(blob("criu")),

@@ -9,7 +9,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{Blob, BlobWriter, Layout, private_dirs, read, sync_dir};
+use super::{Blob, BlobWriter, Layout, SparseFile, private_dirs, read, sync_dir};
 use crate::{
     digest::Digest,
     error::{At, Result},
@@ -100,6 +100,11 @@ impl Staging {
         let path = self.path(name);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600).open(&path).at("create", path)
+    }
+
+    /// A new private file in the staging, to be written at once; zeros take no place.
+    pub fn sparse(&self, name: &str) -> Result<SparseFile> {
+        Ok(SparseFile::new(self.file(name)?, self.path(name)))
     }
 
     /// The path of something in the staging.

@@ -106,7 +106,11 @@ impl Stack {
     }
 
     fn mount(&self, upper: &Path, work: &Path) -> Mounted {
-        let at = self.temp.path().join("m");
+        self.mount_at("m", upper, work)
+    }
+
+    fn mount_at(&self, name: &str, upper: &Path, work: &Path) -> Mounted {
+        let at = self.temp.path().join(name);
         let lowers: Vec<String> = self.lowers().iter().map(|dir| dir.display().to_string()).collect();
         let (options, lowers) = (self.flavour.options(), lowers.join(":"));
         let options = format!("lowerdir={lowers},upperdir={},workdir={},{options}", upper.display(), work.display());
@@ -127,7 +131,7 @@ impl Stack {
 
     /// The last layer, as the snapshotter would describe it.
     pub fn rw(&self) -> RwLayer {
-        RwLayer::Overlay { upper: self.upper(), lowers: self.lowers() }
+        RwLayer::Overlay { upper: self.upper(), lowers: self.lowers(), ids: None }
     }
 
     /// What the kernel shows of all layers, freshly mounted.
@@ -145,6 +149,21 @@ impl Stack {
         assert!(!first.windows(leak.len()).any(|part| part == leak), "a mark of overlay's leaked");
         assert_eq!(summary.written, first.len() as u64);
         (first, summary)
+    }
+
+    /// The last layer, found by comparing what the kernel shows with and without it, as for snapshotters that keep trees.
+    pub fn write_by_trees(&self) -> (Vec<u8>, Summary) {
+        let dirs = tempfile::tempdir_in(self.temp.path()).unwrap();
+        let [at, empty, work] = ["below", "empty", "work"].map(|name| dirs.path().join(name));
+        [&at, &empty, &work].into_iter().for_each(|dir| fs::create_dir(dir).unwrap());
+        copy_metadata(&self.lowers()[0], &empty);
+        let name = at.strip_prefix(self.temp.path()).unwrap().to_str().unwrap();
+        let base = self.mount_at(name, &empty, &work);
+        let active = self.mount(&self.upper(), &self.dir(self.layers - 1, "work"));
+        let trees = RwLayer::Trees { base: base.path().to_owned(), active: active.path().to_owned() };
+        let mut layer = Vec::new();
+        let summary = rw::write_layer(&trees, &mut layer).unwrap();
+        (layer, summary)
     }
 
     /// What the kernel shows when the last layer is replaced by `layer`, unpacked as containerd's overlay snapshotter does.
