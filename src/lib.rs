@@ -7,6 +7,7 @@ pub mod digest;
 pub mod error;
 pub mod id;
 pub mod interrupt;
+pub mod name;
 // Floor 1: formats.
 pub mod bolt;
 pub mod criu;

@@ -92,7 +92,9 @@ fn pack(rw: &RwLayer, packer: &mut Packer) -> Result<()> {
     };
     match rw {
         RwLayer::Overlay { upper, lowers, ids } => upper::pack(upper, lowers, ids.as_ref(), packer),
-        RwLayer::Trees { base, active } => walk::pack(&directory(base)?, &directory(active)?, packer),
+        RwLayer::Trees { base, active, is_copy } => {
+            walk::pack(&directory(base)?, &directory(active)?, *is_copy, packer)
+        }
         RwLayer::Tree { dir } => plain::pack(&directory(dir)?, packer, refuse),
     }
 }

@@ -14,6 +14,7 @@ use super::{MARK, judge, kept_xattrs, refuse, root_entry};
 use crate::{
     error::Result,
     interrupt,
+    pax::Time,
     tree::{Dir, FileId, Kind, Listed, Meta, Node, Packer, Steps, Why, plain},
 };
 
@@ -23,8 +24,8 @@ const PIECE: usize = 256 << 10;
 /// So many directories that may yet be written stay open; others are looked up again.
 const MAX_HELD: usize = 32;
 
-/// Writes what `active` changes in `base`.
-pub fn pack(base: &Node, active: &Node, packer: &mut Packer) -> Result<()> {
+/// Writes what `active` changes in `base`. In a copy the time of a directory alone is no change.
+pub fn pack(base: &Node, active: &Node, is_copy: bool, packer: &mut Packer) -> Result<()> {
     root_entry(active, base, packer)?;
     let mut survey = Survey { root: &active.meta, files: HashMap::new(), order: Vec::new() };
     // What is wrong with the trees is told by the second walk.
@@ -32,7 +33,7 @@ pub fn pack(base: &Node, active: &Node, packer: &mut Packer) -> Result<()> {
     if let Some(walk) = Walk::begin(base, active, &mut Packer::listing(&mut silent, judge)) {
         walk.run(&mut |pair, _| survey.look(pair))?;
     }
-    let mut diff = Diff { root: active, links: survey.judge(), pending: Vec::new() };
+    let mut diff = Diff { root: active, is_copy, links: survey.judge(), pending: Vec::new() };
     match Walk::begin(base, active, packer) {
         Some(walk) => walk.run(&mut |pair, packer| diff.write(pair, packer)),
         None => Ok(()),
@@ -167,6 +168,7 @@ impl Survey<'_> {
 struct Diff<'a> {
     /// Of the container's tree.
     root: &'a Node,
+    is_copy: bool,
     links: HashMap<Vec<u8>, bool>,
     /// Directories on the way down that are written only if something below them is.
     pending: Vec<(Vec<u8>, Option<Node>)>,
@@ -183,7 +185,7 @@ impl Diff<'_> {
             if !active.meta.is_on_mount_of(&self.root.meta) {
                 return self.put(pair, active, packer).map(|_| false);
             }
-            if is_same(base, active) && refuse(pair.name).is_none() {
+            if self.is_same_directory(base, active) && refuse(pair.name).is_none() {
                 let held = if self.pending.len() < MAX_HELD { active.again().ok() } else { None };
                 self.pending.push((pair.path.to_vec(), held));
                 return Ok(true);
@@ -192,6 +194,12 @@ impl Diff<'_> {
         }
         let is_written = self.links.get(pair.path).copied().unwrap_or_else(|| !is_same(base, active));
         if is_written { self.put(pair, active, packer) } else { Ok(false) }
+    }
+
+    fn is_same_directory(&self, base: &Node, active: &Node) -> bool {
+        let told =
+            |meta: &Meta| (meta.mode, meta.uid, meta.gid, if self.is_copy { Time::default() } else { meta.mtime });
+        told(&base.meta) == told(&active.meta) && has_same_xattrs(base, active)
     }
 
     fn put(&mut self, pair: &Pair, active: &Node, packer: &mut Packer) -> Result<bool> {
@@ -238,18 +246,19 @@ impl Diff<'_> {
     }
 }
 
-/// True if a layer could not tell the two apart. What cannot be read is different: then its own entry says so.
+fn has_same_xattrs(base: &Node, active: &Node) -> bool {
+    let both = || Ok::<_, io::Error>(kept_xattrs(base)? == kept_xattrs(active)?);
+    both().unwrap_or(false)
+}
+
+/// True if a layer could not tell the two apart, which are no directories. What cannot be read is different: then its own entry says so.
 fn is_same(base: &Node, active: &Node) -> bool {
-    let told = |meta: &Meta| {
-        let size = if meta.kind == Kind::Directory { 0 } else { meta.size };
-        (meta.kind, meta.mode, meta.uid, meta.gid, size, meta.mtime, meta.device)
-    };
+    let told = |meta: &Meta| (meta.kind, meta.mode, meta.uid, meta.gid, meta.size, meta.mtime, meta.device);
     if base.meta.id == active.meta.id {
         return true;
     }
-    let xattrs = || Ok::<_, io::Error>(kept_xattrs(base)? == kept_xattrs(active)?);
     told(&base.meta) == told(&active.meta)
-        && xattrs().unwrap_or(false)
+        && has_same_xattrs(base, active)
         && is_same_content(base, active).unwrap_or(false)
 }
 

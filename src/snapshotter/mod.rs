@@ -42,6 +42,8 @@ pub enum RwLayer {
         base: PathBuf,
         /// What it made of it.
         active: PathBuf,
+        /// `active` was copied from `base` file by file: the times of its directories are those of the copying.
+        is_copy: bool,
     },
     /// A whole tree with no image below it.
     Tree {

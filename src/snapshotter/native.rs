@@ -8,11 +8,12 @@ use crate::{
     id::SnapshotId,
 };
 
+/// The copying sets the times of directories that have something in them anew (seen with 1.6 to 2.1: continuity's `CopyDir`).
 /// Without a parent the folder is all there is.
 pub fn resolve(root: &Path, snapshot: &Snapshot) -> Result<RwLayer> {
     let active = folder(root, snapshot.id)?;
     Ok(match snapshot.parents.first() {
-        Some(parent) => RwLayer::Trees { base: folder(root, *parent)?, active },
+        Some(parent) => RwLayer::Trees { base: folder(root, *parent)?, active, is_copy: true },
         None => RwLayer::Tree { dir: active },
     })
 }

@@ -44,6 +44,21 @@ pub enum Kind {
     Socket,
 }
 
+impl Kind {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Directory => "directory",
+            Self::Symlink => "symlink",
+            Self::Char => "character device",
+            Self::Block => "block device",
+            Self::Fifo => "fifo",
+            Self::Socket => "socket",
+        }
+    }
+}
+
 /// What the inode says (statx(2)).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Meta {

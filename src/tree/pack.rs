@@ -50,6 +50,8 @@ pub struct Listed<'e> {
     pub meta: Option<&'e Meta>,
     /// Something of this name was there before.
     pub existed: bool,
+    /// Why it would not be written.
+    pub left_out: Option<&'e Why>,
 }
 
 /// Where entries go.
@@ -123,6 +125,9 @@ impl<'a> Packer<'a> {
             }
             None => None,
         };
+        if let Out::List(each) = &mut self.out {
+            each(Listed { path, meta: Some(&node.meta), existed: false, left_out: Some(&why) })?;
+        }
         self.summary.leave_out(LeftOut { path: path.to_vec(), meta: Some(node.meta.clone()), why, kept });
         Ok(())
     }
@@ -164,8 +169,9 @@ impl<'a> Packer<'a> {
     ) -> Result<bool> {
         interrupt::check()?;
         let is_written = self.write_entry(path, node, data)?;
-        if let (Out::List(each), true) = (&mut self.out, is_written) {
-            each(Listed { path, meta: Some(&node.meta), existed: existed() })?;
+        let left_out = (node.meta.kind == Kind::Socket).then_some(&Why::Socket);
+        if let (Out::List(each), true) = (&mut self.out, is_written || left_out.is_some()) {
+            each(Listed { path, meta: Some(&node.meta), existed: existed(), left_out })?;
         }
         Ok(is_written)
     }
@@ -192,7 +198,7 @@ impl<'a> Packer<'a> {
     pub fn delete(&mut self, path: &[u8], mark: &[u8]) -> Result<()> {
         self.summary.whiteouts += 1;
         if let Out::List(each) = &mut self.out {
-            each(Listed { path, meta: None, existed: true })?;
+            each(Listed { path, meta: None, existed: true, left_out: None })?;
         }
         self.mark(mark)
     }

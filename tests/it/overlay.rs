@@ -160,7 +160,7 @@ impl Stack {
         let name = at.strip_prefix(self.temp.path()).unwrap().to_str().unwrap();
         let base = self.mount_at(name, &empty, &work);
         let active = self.mount(&self.upper(), &self.dir(self.layers - 1, "work"));
-        let trees = RwLayer::Trees { base: base.path().to_owned(), active: active.path().to_owned() };
+        let trees = RwLayer::Trees { base: base.path().to_owned(), active: active.path().to_owned(), is_copy: false };
         let mut layer = Vec::new();
         let summary = rw::write_layer(&trees, &mut layer).unwrap();
         (layer, summary)
