@@ -151,19 +151,31 @@ impl Stack {
         (first, summary)
     }
 
-    /// The last layer, found by comparing what the kernel shows with and without it, as for snapshotters that keep trees.
-    pub fn write_by_trees(&self) -> (Vec<u8>, Summary) {
+    /// Runs `look` on what the kernel shows of all layers but the last.
+    fn with_base<T>(&self, look: impl FnOnce(&Path) -> T) -> T {
         let dirs = tempfile::tempdir_in(self.temp.path()).unwrap();
         let [at, empty, work] = ["below", "empty", "work"].map(|name| dirs.path().join(name));
         [&at, &empty, &work].into_iter().for_each(|dir| fs::create_dir(dir).unwrap());
         copy_metadata(&self.lowers()[0], &empty);
         let name = at.strip_prefix(self.temp.path()).unwrap().to_str().unwrap();
-        let base = self.mount_at(name, &empty, &work);
+        look(self.mount_at(name, &empty, &work).path())
+    }
+
+    /// What the kernel shows of all layers but the last.
+    pub fn base_view(&self) -> Tree {
+        self.with_base(Tree::of)
+    }
+
+    /// The last layer, found by comparing what the kernel shows with and without it, as for snapshotters that keep trees.
+    pub fn write_by_trees(&self) -> (Vec<u8>, Summary) {
         let active = self.mount(&self.upper(), &self.dir(self.layers - 1, "work"));
-        let trees = RwLayer::Trees { base: base.path().to_owned(), active: active.path().to_owned(), is_copy: false };
-        let mut layer = Vec::new();
-        let summary = rw::write_layer(&trees, &mut layer).unwrap();
-        (layer, summary)
+        self.with_base(|base| {
+            let (base, active) = (base.to_owned(), active.path().to_owned());
+            let mut layer = Vec::new();
+            let trees = RwLayer::Trees { base, active, is_copy: false };
+            let summary = rw::write_layer(&trees, &mut layer).unwrap();
+            (layer, summary)
+        })
     }
 
     /// What the kernel shows when the last layer is replaced by `layer`, unpacked as containerd's overlay snapshotter does.
@@ -298,6 +310,12 @@ pub struct Seen {
     /// The digest of a file's content, or a link's target.
     pub content: String,
     pub xattrs: BTreeMap<String, Vec<u8>>,
+}
+
+impl Seen {
+    pub fn is_directory(&self) -> bool {
+        FileType::from_raw_mode(self.mode) == FileType::Directory
+    }
 }
 
 /// All that can be seen of a tree.

@@ -1,6 +1,7 @@
 //! Layers and bind mounts: what is written restores to what was there.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::{ffi::OsStrExt, fs::PermissionsExt},
     path::{Path, PathBuf},
@@ -49,7 +50,50 @@ fn assert_restores(stack: &Stack) -> (Vec<u8>, Summary) {
         finer(stack.view_with(&layer)).assert_same_as(&expected, &format!("{what}, overlay"));
         finer(stack.plain_with(&layer)).assert_same_as(&expected, &format!("{what}, plain directory"));
     }
+    assert_tells_changes(stack);
     (layer, summary)
+}
+
+/// What is listed is what two looks at the kernel's view, with and without the last layer, find changed.
+fn assert_tells_changes(stack: &Stack) {
+    let (mut told, mut left_out) = (BTreeMap::new(), BTreeSet::new());
+    rw::list(&stack.rw(), &mut |listed| {
+        let letter = match listed.meta {
+            None => 'D',
+            Some(_) if listed.existed => 'C',
+            Some(_) => 'A',
+        };
+        let path = if listed.path == b"." { Vec::new() } else { listed.path.to_vec() };
+        if listed.left_out.is_some() {
+            left_out.insert(path);
+        } else {
+            assert_eq!(told.insert(path, letter), None, "{:?} is told twice", listed.path.escape_ascii());
+        }
+        Ok(())
+    })
+    .unwrap();
+    let is_out = |path: &[u8]| left_out.iter().any(|out| path == out || path.starts_with(&[out, &b"/"[..]].concat()));
+    let (base, now) = (stack.base_view(), stack.view());
+    let paths: BTreeSet<&Vec<u8>> = base.seen.keys().chain(now.seen.keys()).collect();
+    for path in paths.into_iter().filter(|path| !is_out(path)) {
+        let was_told = told.get(path).copied();
+        let parent = path.iter().rposition(|&b| b == b'/').map_or(&b""[..], |slash| &path[..slash]);
+        let right: &[Option<char>] = match (base.seen.get(path), now.seen.get(path)) {
+            (None, Some(_)) => &[Some('A')],
+            // A copy of the unchanged may have been made.
+            (Some(was), Some(is)) if was == is => &[None, Some('C')],
+            (Some(_), Some(_)) => &[Some('C')],
+            // One that takes all below it away is told alone.
+            (Some(_), None) if now.seen.get(parent).is_some_and(|seen| seen.is_directory()) => &[Some('D')],
+            _ => &[None],
+        };
+        assert!(
+            right.contains(&was_told),
+            "{:?}: {}: {was_told:?} in place of {right:?}",
+            stack.flavour,
+            path.escape_ascii()
+        );
+    }
 }
 
 /// The names in both layers, with what is told of each: a copy of an unchanged file or directory is all that the upperdir
