@@ -1,14 +1,14 @@
 //! Names of any bytes in documents: readable, and exact.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A path as JSON has it. JSON holds Unicode only, and a file's name need not be any.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AnyPath {
     /// As text; what is no UTF-8 stands there as `\xff`.
     pub path: String,
     /// The bytes in hex, if the text is not the very path.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_hex: Option<String>,
 }
 
@@ -16,6 +16,11 @@ impl AnyPath {
     /// The path `/<relative>`, as a process in the container would say it.
     pub fn from_root(relative: &[u8]) -> Self {
         Self::from([b"/", relative].concat())
+    }
+
+    /// The very bytes; `None` if the hex is none.
+    pub fn to_bytes(&self) -> Option<Vec<u8>> {
+        self.path_hex.as_ref().map_or_else(|| Some(self.path.clone().into_bytes()), |digits| hex::decode(digits).ok())
     }
 }
 
@@ -45,6 +50,7 @@ mod tests {
         assert_eq!(AnyPath::from_root("etc/ü\n".as_bytes()), told("/etc/ü\n", None));
         assert_eq!(AnyPath::from_root(b""), told("/", None));
         assert_eq!(AnyPath::from_root("ü\u{1}".as_bytes()).path_hex, None);
+        assert_eq!(AnyPath::from(b"a\xff".to_vec()).to_bytes().unwrap(), b"a\xff");
         assert_eq!(AnyPath::from(b"a\xff\xc3\xbc".to_vec()), told("a\\xffü", Some("61ffc3bc")));
     }
 }

@@ -188,7 +188,7 @@ fn digits(n: usize) -> usize {
 
 /// Seconds with as many decimals as needed. A time before 1970 has a minus before the whole number, so -1.5 is one and a
 /// half seconds before (Go's `parsePAXTime` and GNU tar's `decode_time` agree; `-0.5` is understood by both).
-fn decimal(time: Time) -> String {
+pub fn decimal(time: Time) -> String {
     const BILLION: u32 = 1_000_000_000;
     let Time { secs, nanos } = time;
     let (sign, whole, part) = match (secs, nanos) {

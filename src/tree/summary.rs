@@ -42,7 +42,7 @@ pub struct Summary {
 }
 
 /// So many bytes the lists of what is missing and odd may take: a container can make millions of sockets.
-pub const MAX_LISTED: usize = 32 << 20;
+pub const MAX_LISTED: usize = 8 << 20;
 
 impl Summary {
     /// Lists something that is not in the tar.
