@@ -66,6 +66,8 @@ pub struct Packer<'a> {
     judge: fn(&[u8]) -> Held,
     /// Takes what the tar cannot hold, as far as it has content.
     beside: Option<Box<Packer<'a>>>,
+    /// How many values of extended attributes it took.
+    values: u64,
     /// The first name of every inode that has several.
     first_names: HashMap<FileId, Vec<u8>>,
     buf: Vec<u8>,
@@ -86,7 +88,7 @@ impl<'a> Packer<'a> {
 
     fn into(out: Out<'a>, judge: fn(&[u8]) -> Held) -> Self {
         let (first_names, buf, summary) = (HashMap::new(), vec![0; PIECE], Summary::default());
-        Self { out, judge, beside: None, first_names, buf, has_long_path: false, summary }
+        Self { out, judge, beside: None, values: 0, first_names, buf, has_long_path: false, summary }
     }
 
     /// The same; what has content, and no place in the tar, goes into a second tar stream: `files/<path>`, and the values
@@ -327,7 +329,8 @@ impl<'a> Packer<'a> {
         let (Why::XattrName(name) | Why::XattrSize(name)) = &why else { return Ok(()) };
         let mut kept = None;
         if let (Some(beside), Ok(Some(value))) = (&mut self.beside, node.xattr(name)) {
-            let at = format!("xattrs/{}", beside.summary.files).into_bytes();
+            let at = format!("xattrs/{}", self.values).into_bytes();
+            self.values += 1;
             beside.bytes(&at, &value)?;
             kept = Some(at);
         }

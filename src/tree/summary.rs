@@ -133,7 +133,11 @@ impl fmt::Display for Why {
 
 impl fmt::Display for LeftOut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path.escape_ascii(), self.why)
+        write!(f, "{}: {}", self.path.escape_ascii(), self.why)?;
+        match &self.kept {
+            Some(kept) => write!(f, "; kept beside the layer as {}", kept.escape_ascii()),
+            None => Ok(()),
+        }
     }
 }
 
