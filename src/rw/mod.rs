@@ -52,9 +52,7 @@ pub struct Captured {
 /// Captures the rw layer while the container is held still.
 pub fn capture(_: &Still, rw: &RwLayer, staging: &Staging) -> Result<Captured> {
     let (mut out, mut beside) = (staging.sparse("rw.tar")?, staging.sparse("beside.tar")?);
-    let mut packer = Packer::new(&mut out, judge).with_beside(&mut beside);
-    pack(rw, &mut packer)?;
-    let summary = packer.finish()?;
+    let summary = write_layer_beside(rw, &mut out, &mut beside)?;
     let [mut tar, mut beside] = [out.complete()?, beside.complete()?];
     for file in [&mut tar, &mut beside] {
         file.seek(SeekFrom::Start(0)).at("read", staging.path("rw.tar"))?;
@@ -71,6 +69,13 @@ const OPAQUE_MARK: &[u8] = b".wh..wh..opq";
 /// Writes the rw layer as a tar stream and tells what went in, what did not, and what was odd.
 pub fn write_layer(rw: &RwLayer, out: &mut dyn Write) -> Result<Summary> {
     let mut packer = Packer::new(out, judge);
+    pack(rw, &mut packer)?;
+    packer.finish()
+}
+
+/// The same; what no layer can hold goes into a second tar stream, as far as it has content: see [`Packer::with_beside`].
+pub fn write_layer_beside(rw: &RwLayer, out: &mut dyn Write, beside: &mut dyn Write) -> Result<Summary> {
+    let mut packer = Packer::new(out, judge).with_beside(beside);
     pack(rw, &mut packer)?;
     packer.finish()
 }
@@ -116,9 +121,17 @@ fn kept_xattrs(node: &Node) -> std::io::Result<Vec<crate::pax::Xattr>> {
     Ok(xattrs)
 }
 
-/// A file that really has a mark's name cannot be in a layer: it would come back as a deletion.
-fn refuse(name: &[u8]) -> Option<Why> {
-    name.starts_with(MARK).then_some(Why::WhiteoutName)
+/// Linux takes no longer path in one call than 4095 bytes, and whoever unpacks a layer has a path of his own before it:
+/// containerd refuses the whole image for one path that is too long (seen with 2.1).
+const MAX_PATH: usize = 4095 - 512;
+
+/// Why something of this path cannot be in a layer. A file that really has a mark's name would come back as a deletion.
+fn refuse(path: &[u8]) -> Option<Why> {
+    let name = path.rsplit(|&b| b == b'/').next().unwrap_or_default();
+    match name.starts_with(MARK) {
+        true => Some(Why::WhiteoutName),
+        false => (path.len() > MAX_PATH).then_some(Why::PathTooLong(MAX_PATH)),
+    }
 }
 
 /// Overlay's own attributes never leave the machine: in another overlay they would come alive.

@@ -131,7 +131,7 @@ impl Walk<'_, '_> {
         let is_half = node.meta.kind == Kind::File && self.marks.value(node, Mark::Metacopy)?.is_some();
         let data = if is_half { Some(self.data_of(name, node)?) } else { None };
         let data = data.as_ref().unwrap_or(node);
-        if !self.admits(name, path, node, data, self.root.clone())? {
+        if !self.admits(path, node, data, self.root.clone())? {
             return Ok(false);
         }
         match node.meta.kind {
@@ -147,8 +147,8 @@ impl Walk<'_, '_> {
         data.ok_or_else(|| io::Error::other("overlay keeps its data in a layer below, where it was not found"))
     }
 
-    fn admits(&mut self, name: &[u8], path: &[u8], node: &Node, data: &Node, root: Meta) -> Result<bool> {
-        if let Some(why) = refuse(name) {
+    fn admits(&mut self, path: &[u8], node: &Node, data: &Node, root: Meta) -> Result<bool> {
+        if let Some(why) = refuse(path) {
             self.packer.keep_beside(path, node, data, why)?;
             return Ok(false);
         }
@@ -161,7 +161,7 @@ impl Walk<'_, '_> {
             return Ok(());
         }
         // The mark for a name such as `.wh..opq` would say something else.
-        if let Some(why) = refuse(name) {
+        if let Some(why) = refuse(path) {
             whiteout.inspect(|node| self.packer.leave_out(path, Some(&node.meta), why));
             return Ok(());
         }
@@ -210,7 +210,7 @@ impl Walk<'_, '_> {
         }
         if place.image == Image::Covered {
             match self.image.names() {
-                Ok(below) if self.image.is_complete() && !below.iter().any(|name| refuse(name).is_some()) => {
+                Ok(below) if self.image.is_complete() && !below.iter().any(|name| name.starts_with(MARK)) => {
                     names.extend(below);
                 }
                 // Nobody can name all that is to be deleted, or no mark can.
@@ -232,7 +232,7 @@ impl Walk<'_, '_> {
     fn inherited(&mut self, name: &[u8], path: &[u8], place: Place) -> Result<bool, Failed> {
         let found = if place.is_whole { self.merged.find(name)? } else { Vec::new() };
         let (Some(top), Some(last)) = (found.first(), found.last()) else { return Ok(false) };
-        if !self.admits(name, path, &top.node, &last.node, self.merged.root_of(top).meta.clone())? {
+        if !self.admits(path, &top.node, &last.node, self.merged.root_of(top).meta.clone())? {
             return Ok(false);
         }
         let is_written = self.packer.entry_over(path, &top.node, &last.node, || self.image.may_have(name))?;

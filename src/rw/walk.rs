@@ -185,7 +185,7 @@ impl Diff<'_> {
             if !active.meta.is_on_mount_of(&self.root.meta) {
                 return self.put(pair, active, packer).map(|_| false);
             }
-            if self.is_same_directory(base, active) && refuse(pair.name).is_none() {
+            if self.is_same_directory(base, active) && refuse(pair.path).is_none() {
                 let held = if self.pending.len() < MAX_HELD { active.again().ok() } else { None };
                 self.pending.push((pair.path.to_vec(), held));
                 return Ok(true);
@@ -204,7 +204,7 @@ impl Diff<'_> {
 
     fn put(&mut self, pair: &Pair, active: &Node, packer: &mut Packer) -> Result<bool> {
         let existed = pair.base.is_some();
-        if let Some(why) = refuse(pair.name) {
+        if let Some(why) = refuse(pair.path) {
             packer.keep_beside(pair.path, active, active, why)?;
             return Ok(false);
         }
@@ -222,7 +222,7 @@ impl Diff<'_> {
     }
 
     fn delete(&mut self, pair: &Pair, packer: &mut Packer) -> Result<()> {
-        if let Some(why) = refuse(pair.name) {
+        if let Some(why) = refuse(pair.path) {
             packer.leave_out(pair.path, pair.base.as_ref().map(|base| &base.meta), why);
             return Ok(());
         }

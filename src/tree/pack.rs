@@ -15,9 +15,6 @@ use crate::{
     pax::{self, Header, Time, Type, Xattr},
 };
 
-/// What Linux takes in one call (`PATH_MAX` without the final NUL).
-const USUAL_MAX_PATH: usize = 4095;
-
 /// Content is read in pieces of this size.
 const PIECE: usize = 256 << 10;
 
@@ -71,7 +68,6 @@ pub struct Packer<'a> {
     /// The first name of every inode that has several.
     first_names: HashMap<FileId, Vec<u8>>,
     buf: Vec<u8>,
-    has_long_path: bool,
     summary: Summary,
 }
 
@@ -88,7 +84,7 @@ impl<'a> Packer<'a> {
 
     fn into(out: Out<'a>, judge: fn(&[u8]) -> Held) -> Self {
         let (first_names, buf, summary) = (HashMap::new(), vec![0; PIECE], Summary::default());
-        Self { out, judge, beside: None, values: 0, first_names, buf, has_long_path: false, summary }
+        Self { out, judge, beside: None, values: 0, first_names, buf, summary }
     }
 
     /// The same; what has content, and no place in the tar, goes into a second tar stream: `files/<path>`, and the values
@@ -144,7 +140,7 @@ impl<'a> Packer<'a> {
     pub fn admits(&mut self, path: &[u8], meta: &Meta, root: &Meta) -> bool {
         let is_long = path.len() > MAX_PATH;
         if is_long {
-            self.leave_out(path, Some(meta), Why::PathTooLong);
+            self.leave_out(path, Some(meta), Why::PathTooLong(MAX_PATH));
         } else if !meta.is_on_mount_of(root) {
             self.leave_out(path, Some(meta), Why::Mount);
         }
@@ -279,13 +275,6 @@ impl<'a> Packer<'a> {
         let mut name = path.to_vec();
         if kind == Type::Directory && !name.ends_with(b"/") {
             name.push(b'/');
-        }
-        if name.len() > USUAL_MAX_PATH && !self.has_long_path {
-            self.has_long_path = true;
-            self.warn(
-                path,
-                "this path (and maybe others) is longer than Linux takes in one call; containerd cannot unpack it",
-            );
         }
         let header = Header { kind, path: &name, link, mode, uid, gid, size, mtime, device, xattrs: &xattrs };
         self.write(&header.encode())

@@ -45,7 +45,7 @@ fn visit(
 ) -> Result<()> {
     let path = steps.path_to(name);
     let Some(node) = steps.dir().and_then(|dir| find(packer, dir, &path, name)) else { return Ok(()) };
-    if let Some(why) = refuse(name) {
+    if let Some(why) = refuse(&path) {
         return packer.keep_beside(&path, &node, &node, why);
     }
     if !packer.admits(&path, &node.meta, root) {

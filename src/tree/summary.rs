@@ -111,8 +111,8 @@ pub enum Why {
     XattrName(Vec<u8>),
     /// Only this extended attribute of it is missing: with it the header would be longer than containerd reads.
     XattrSize(Vec<u8>),
-    /// Its path is longer than [`MAX_PATH`]; it stands for all below it.
-    PathTooLong,
+    /// Its path is longer than so many bytes; it stands for all below it.
+    PathTooLong(usize),
     /// Another filesystem is mounted here. A mount point that is a directory is in the tar, empty.
     Mount,
 }
@@ -125,7 +125,7 @@ impl fmt::Display for Why {
             Self::Unreadable(why) => write!(f, "unreadable: {why}"),
             Self::XattrName(name) => write!(f, "its attribute {} cannot be stored", name.escape_ascii()),
             Self::XattrSize(name) => write!(f, "its attribute {} is too much for one header", name.escape_ascii()),
-            Self::PathTooLong => write!(f, "its path is longer than {MAX_PATH} bytes"),
+            Self::PathTooLong(max) => write!(f, "its path is longer than {max} bytes, too long to be unpacked"),
             Self::Mount => f.write_str("another filesystem is mounted there"),
         }
     }

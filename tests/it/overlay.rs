@@ -151,6 +151,13 @@ impl Stack {
         (first, summary)
     }
 
+    /// What the last layer cannot hold, as a tar.
+    pub fn beside(&self) -> Vec<u8> {
+        let (mut layer, mut beside) = (Vec::new(), Vec::new());
+        rw::write_layer_beside(&self.rw(), &mut layer, &mut beside).unwrap();
+        beside
+    }
+
     /// Runs `look` on what the kernel shows of all layers but the last.
     fn with_base<T>(&self, look: impl FnOnce(&Path) -> T) -> T {
         let dirs = tempfile::tempdir_in(self.temp.path()).unwrap();
