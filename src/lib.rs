@@ -22,6 +22,7 @@ pub mod host;
 pub mod layout;
 pub mod runtime;
 pub mod snapshotter;
+pub mod sparse;
 pub mod tree;
 // Floor 3: acts.
 pub mod binds;

@@ -12,7 +12,7 @@ use std::{
 const FLOORS: [&[&str]; 5] = [
     &["corrupt", "digest", "error", "id", "interrupt", "name"],
     &["bolt", "criu", "idmap", "oci", "pax", "proto", "record"],
-    &["containerd", "host", "layout", "runtime", "snapshotter", "tree"],
+    &["containerd", "host", "layout", "runtime", "snapshotter", "sparse", "tree"],
     &["binds", "bundle", "dump", "freeze", "image", "rw"],
     &["job"],
 ];
@@ -28,6 +28,9 @@ const NEIGHBOURS: &[(&str, &[&str])] = &[
     // Every store is some host's.
     ("containerd", &["host"]),
     ("snapshotter", &["host"]),
+    // What is copied keeps its holes.
+    ("layout", &["sparse"]),
+    ("tree", &["sparse"]),
     // Only what is held still may be dumped or copied.
     ("dump", &["freeze"]),
     ("rw", &["freeze"]),

@@ -8,11 +8,11 @@ use std::{
 
 use tempfile::TempPath;
 
-use super::SparseFile;
 use crate::{
     digest::{Digest, Hasher},
     error::{At, Result},
     interrupt,
+    sparse::SparseFile,
 };
 
 /// Bytes that are in the layout, or in a staging that will land in it.

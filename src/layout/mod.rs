@@ -29,12 +29,10 @@ pub mod archive;
 pub mod blob;
 pub mod index;
 pub mod read;
-pub mod sparse;
 mod staging;
 pub mod untar;
 
 pub use blob::{Blob, BlobWriter};
-pub use sparse::SparseFile;
 pub use staging::Staging;
 
 /// The content of `oci-layout` (OCI image spec, `image-layout.md`).

@@ -9,10 +9,11 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{Blob, BlobWriter, Layout, SparseFile, private_dirs, read, sync_dir};
+use super::{Blob, BlobWriter, Layout, private_dirs, read, sync_dir};
 use crate::{
     digest::Digest,
     error::{At, Result},
+    sparse::SparseFile,
 };
 
 const PREFIX: &str = ".dewar-";

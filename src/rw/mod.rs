@@ -20,16 +20,14 @@
 //! The root has no entry unless its owner, mode or attributes changed: then it is `./`, which containerd ignores and other
 //! tools restore. Times of the root are no change: every new file touches them.
 
-use std::{
-    fs::File,
-    io::{Seek, SeekFrom, Write},
-};
+use std::{fs::File, io::Write};
 
 use crate::{
     error::{At, Error, Result},
     freeze::Still,
     layout::Staging,
     snapshotter::RwLayer,
+    sparse::SparseFile,
     tree::{Held, Kind, Listed, Node, Packer, Summary, Why, plain},
 };
 
@@ -52,12 +50,10 @@ pub struct Captured {
 /// Captures the rw layer while the container is held still.
 pub fn capture(_: &Still, rw: &RwLayer, staging: &Staging) -> Result<Captured> {
     let (mut out, mut beside) = (staging.sparse("rw.tar")?, staging.sparse("beside.tar")?);
-    let summary = write_layer_beside(rw, &mut out, &mut beside)?;
-    let [mut tar, mut beside] = [out.complete()?, beside.complete()?];
-    for file in [&mut tar, &mut beside] {
-        file.seek(SeekFrom::Start(0)).at("read", staging.path("rw.tar"))?;
-    }
-    Ok(Captured { tar, beside, summary })
+    let mut packer = Packer::into_sparse(&mut out, judge).with_beside(&mut beside);
+    pack(rw, &mut packer)?;
+    let summary = packer.finish()?;
+    Ok(Captured { tar: out.complete()?, beside: beside.complete()?, summary })
 }
 
 /// Files of this prefix are marks of a layer (OCI image spec, layer.md, "Whiteouts").
@@ -74,7 +70,7 @@ pub fn write_layer(rw: &RwLayer, out: &mut dyn Write) -> Result<Summary> {
 }
 
 /// The same; what no layer can hold goes into a second tar stream, as far as it has content: see [`Packer::with_beside`].
-pub fn write_layer_beside(rw: &RwLayer, out: &mut dyn Write, beside: &mut dyn Write) -> Result<Summary> {
+pub fn write_layer_beside(rw: &RwLayer, out: &mut dyn Write, beside: &mut SparseFile) -> Result<Summary> {
     let mut packer = Packer::new(out, judge).with_beside(beside);
     pack(rw, &mut packer)?;
     packer.finish()

@@ -6,7 +6,8 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{self, Write},
+    os::unix::fs::FileExt,
 };
 
 use flate2::{Compress, Compression as Level, Crc, FlushCompress};
@@ -16,8 +17,9 @@ use crate::{
     digest::{Digest, Hasher},
     error::{At, Result},
     interrupt,
-    layout::{Blob, BlobWriter, Staging, sparse::is_zero},
+    layout::{Blob, BlobWriter, Staging},
     oci::names,
+    sparse::{is_zero, next_data},
     tree::Summary,
 };
 
@@ -69,10 +71,10 @@ const BLOCK: usize = 1 << 20;
 
 /// Stores a captured layer.
 pub fn seal(captured: Captured, how: Compression, staging: &Staging) -> Result<Layer> {
-    let Captured { mut tar, beside, summary } = captured;
+    let Captured { tar, beside, summary } = captured;
     let mut hasher = Hasher::default();
     let mut packed = Packed::begin(how, staging.blob()?).at("compress into", staging.path("blobs"))?;
-    each_block(&mut tar, |block| {
+    each_block(&tar, |block| {
         hasher.update(block);
         packed.block(block)
     })?;
@@ -82,27 +84,36 @@ pub fn seal(captured: Captured, how: Compression, staging: &Staging) -> Result<L
 }
 
 /// A file of the staging as a blob, as it is.
-fn store(mut file: File, staging: &Staging) -> Result<Blob> {
+fn store(file: File, staging: &Staging) -> Result<Blob> {
     let mut blob = staging.blob()?;
-    file.seek(SeekFrom::Start(0)).at("read", staging.path("beside.tar"))?;
-    each_block(&mut file, |block| blob.write_all(block))?;
+    each_block(&file, |block| blob.write_all(block))?;
     blob.complete()
 }
 
-/// Calls `each` with all of `from`, block by block; only the last is shorter.
-fn each_block(from: &mut File, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> Result<()> {
-    let mut block = Vec::with_capacity(BLOCK);
-    loop {
+/// Calls `each` with all of `from`, block by block; only the last is shorter. Holes are not read.
+fn each_block(from: &File, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> Result<()> {
+    let place = "the captured rw layer";
+    let (mut block, size) = (vec![0; BLOCK], from.metadata().at("read", place)?.len());
+    let (mut at, mut data) = (0, 0);
+    while at < size {
         interrupt::check()?;
-        block.clear();
-        from.take(BLOCK as u64).read_to_end(&mut block).at("read", "the captured rw layer")?;
-        if block.is_empty() {
-            return Ok(());
+        // Fits: a block's length at most.
+        let len = (size - at).min(BLOCK as u64) as usize;
+        if data < at + len as u64 {
+            data = next_data(from, at.max(data));
         }
-        let written = each(&block);
+        let block = &mut block[..len];
+        if data >= at + len as u64 {
+            block.fill(0);
+        } else {
+            from.read_exact_at(block, at).at("read", place)?;
+        }
+        let written = each(block);
         interrupt::check()?;
         written.at("write", "the layer")?;
+        at += len as u64;
     }
+    Ok(())
 }
 
 /// A layer being compressed.
@@ -201,6 +212,8 @@ fn drain(deflate: &mut Compress, bytes: &[u8], flush: FlushCompress, out: &mut d
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
     use crate::layout::Layout;
 

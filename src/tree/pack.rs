@@ -2,8 +2,6 @@
 
 use std::{collections::HashMap, fs::File, io, io::Write, os::unix::fs::FileExt};
 
-use rustix::fs::SeekFrom;
-
 use super::{
     node::{FileId, Kind, Meta, Node},
     plain,
@@ -13,6 +11,7 @@ use crate::{
     error::{At, Result},
     interrupt,
     pax::{self, Header, Time, Type, Xattr},
+    sparse::{SparseFile, next_data, next_hole},
 };
 
 /// Content is read in pieces of this size.
@@ -54,6 +53,7 @@ pub struct Listed<'e> {
 /// Where entries go.
 enum Out<'a> {
     Tar(&'a mut dyn Write),
+    Sparse(&'a mut SparseFile),
     List(&'a mut dyn FnMut(Listed<'_>) -> Result<()>),
 }
 
@@ -82,6 +82,11 @@ impl<'a> Packer<'a> {
         Self::into(Out::List(each), judge)
     }
 
+    /// A packer into a file, where holes cost nothing.
+    pub fn into_sparse(out: &'a mut SparseFile, judge: fn(&[u8]) -> Held) -> Self {
+        Self::into(Out::Sparse(out), judge)
+    }
+
     fn into(out: Out<'a>, judge: fn(&[u8]) -> Held) -> Self {
         let (first_names, buf, summary) = (HashMap::new(), vec![0; PIECE], Summary::default());
         Self { out, judge, beside: None, values: 0, first_names, buf, summary }
@@ -89,9 +94,9 @@ impl<'a> Packer<'a> {
 
     /// The same; what has content, and no place in the tar, goes into a second tar stream: `files/<path>`, and the values
     /// of extended attributes as `xattrs/<number>`.
-    pub fn with_beside(self, beside: &'a mut dyn Write) -> Self {
+    pub fn with_beside(self, beside: &'a mut SparseFile) -> Self {
         let judge = self.judge;
-        Self { beside: Some(Box::new(Self::new(beside, judge))), ..self }
+        Self { beside: Some(Box::new(Self::into_sparse(beside, judge))), ..self }
     }
 
     /// Ends the archive and hands over the account.
@@ -382,6 +387,10 @@ impl<'a> Packer<'a> {
     }
 
     fn write_zeros(&mut self, mut len: u64) -> Result<()> {
+        if let Out::Sparse(out) = &mut self.out {
+            self.summary.written += len;
+            return out.skip(len).at("write", "the tar stream");
+        }
         while len > 0 {
             interrupt::check()?;
             let take = usize::try_from(len).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
@@ -392,9 +401,13 @@ impl<'a> Packer<'a> {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let Out::Tar(out) = &mut self.out else { return Ok(()) };
+        let written = match &mut self.out {
+            Out::Tar(out) => out.write_all(bytes),
+            Out::Sparse(out) => out.write_all(bytes),
+            Out::List(_) => return Ok(()),
+        };
         self.summary.written += bytes.len() as u64;
-        out.write_all(bytes).at("write", "the tar stream")
+        written.at("write", "the tar stream")
     }
 }
 
@@ -429,24 +442,6 @@ fn shed(fit: &mut Vec<(usize, Vec<u8>)>) -> Vec<Vec<u8>> {
         lost.push(xattr.1);
     }
     lost
-}
-
-/// Where the next data begins (lseek(2), SEEK_DATA). Past the last data a file ends in a hole, which ENXIO tells.
-fn next_data(file: &File, at: u64) -> u64 {
-    match rustix::fs::seek(file, SeekFrom::Data(at)) {
-        Ok(data) => data.max(at),
-        Err(rustix::io::Errno::NXIO) => u64::MAX,
-        // Not every filesystem knows its holes: then all is data.
-        Err(_) => at,
-    }
-}
-
-/// Where the data at `at` ends. Seeking may run ahead of a file that grows; the caller stops at the announced size.
-fn next_hole(file: &File, at: u64) -> u64 {
-    match rustix::fs::seek(file, SeekFrom::Hole(at)) {
-        Ok(hole) if hole > at => hole,
-        _ => u64::MAX,
-    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::{
     process::Command,
 };
 
-use dewar::{digest::Digest, rw, snapshotter::RwLayer, tree::Summary};
+use dewar::{digest::Digest, rw, snapshotter::RwLayer, sparse::SparseFile, tree::Summary};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags};
 
@@ -153,9 +153,11 @@ impl Stack {
 
     /// What the last layer cannot hold, as a tar.
     pub fn beside(&self) -> Vec<u8> {
-        let (mut layer, mut beside) = (Vec::new(), Vec::new());
-        rw::write_layer_beside(&self.rw(), &mut layer, &mut beside).unwrap();
-        beside
+        let path = self.temp.path().join("beside.tar");
+        let mut beside = SparseFile::new(fs::File::create(&path).unwrap(), path.clone());
+        rw::write_layer_beside(&self.rw(), &mut Vec::new(), &mut beside).unwrap();
+        drop(beside.complete().unwrap());
+        fs::read(path).unwrap()
     }
 
     /// Runs `look` on what the kernel shows of all layers but the last.

@@ -7,6 +7,8 @@ use std::{
     path::PathBuf,
 };
 
+use rustix::fs::SeekFrom;
+
 use crate::error::{At, Result};
 
 /// What is written at once.
@@ -20,6 +22,24 @@ static ZEROS: [u8; PIECE] = [0; PIECE];
 /// True if there is nothing but zeros in `bytes`.
 pub fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(PIECE).all(|piece| ZEROS.get(..piece.len()) == Some(piece))
+}
+
+/// Where the next data begins (lseek(2), SEEK_DATA). Past the last data a file ends in a hole, which ENXIO tells.
+pub fn next_data(file: &File, at: u64) -> u64 {
+    match rustix::fs::seek(file, SeekFrom::Data(at)) {
+        Ok(data) => data.max(at),
+        Err(rustix::io::Errno::NXIO) => u64::MAX,
+        // Not every filesystem knows its holes: then all is data.
+        Err(_) => at,
+    }
+}
+
+/// Where the data at `at` ends. Seeking may run ahead of a file that grows; the caller stops at the size it knows.
+pub fn next_hole(file: &File, at: u64) -> u64 {
+    match rustix::fs::seek(file, SeekFrom::Hole(at)) {
+        Ok(hole) if hole > at => hole,
+        _ => u64::MAX,
+    }
 }
 
 /// A new file, written from its beginning to its end; pieces of zeros become holes.
@@ -45,13 +65,29 @@ impl SparseFile {
     }
 
     fn pour(&mut self) -> io::Result<()> {
-        for piece in self.buffer.chunks(PIECE) {
+        let mut rest = self.buffer.as_slice();
+        while !rest.is_empty() {
+            // Below PIECE, so it fits.
+            let room = PIECE - (self.at % PIECE as u64) as usize;
+            let (piece, more) = rest.split_at(room.min(rest.len()));
             if !is_zero(piece) {
                 self.file.write_all_at(piece, self.at)?;
             }
             self.at += piece.len() as u64;
+            rest = more;
         }
         self.buffer.clear();
+        Ok(())
+    }
+
+    /// Writes so many zeros, which takes no time either.
+    pub fn skip(&mut self, len: u64) -> io::Result<()> {
+        // A few are better written than a call spent.
+        if let Some(few) = usize::try_from(len).ok().and_then(|len| ZEROS.get(..len)) {
+            return self.write_all(few);
+        }
+        self.pour()?;
+        self.at += len;
         Ok(())
     }
 }
@@ -66,7 +102,7 @@ impl Write for SparseFile {
         Ok(taken)
     }
 
-    /// Does nothing: an incomplete buffer is poured by [`SparseFile::complete`], so that pieces stay at their multiples.
+    /// Does nothing: what is buffered is written by [`SparseFile::complete`].
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -86,7 +122,7 @@ mod tests {
         right[..5].copy_from_slice(b"first");
         right[20_000_000] = 7;
         for part in right.chunks(77_777) {
-            file.write_all(part).unwrap();
+            if is_zero(part) { file.skip(part.len() as u64) } else { file.write_all(part) }.unwrap();
         }
         let meta = file.complete().unwrap().metadata().unwrap();
         assert_eq!(meta.len(), right.len() as u64);
