@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! index.json:  <ref>-rootfs (committed image) · base image · <ref> (checkpoint index)
-//! checkpoint index:  base image · runtime options · rw layer · CRIU images · spec · dump options · bind mounts · beside · account
+//! checkpoint index:  base image · runtime options · rw layer · CRIU images · spec · dump options · mounts · beside · account
 //! ```
 //! The base image comes first and carries this machine's platform: then an import of 1.6 and 1.7 unpacks that, and
 //! does not stumble over a layer that is no image.
@@ -67,7 +67,8 @@ fn members(staging: &Staging, parts: &Parts) -> Result<Vec<Descriptor>> {
         members.push(blob(names::CHECKPOINT_OPTIONS, staging.blob_of(&any.encode_to_vec())?).on(plain()));
     }
     members.extend(parts.binds.iter().map(|bind| {
-        blob(names::RESOURCE_TAR, bind.blob).with(names::MOUNT_DESTINATION, &bind.destination).on(plain())
+        let member = blob(names::RESOURCE_TAR, bind.blob).with(names::MOUNT_DESTINATION, &bind.destination);
+        member.with(names::MOUNT_TYPE, bind.kind).on(plain())
     }));
     let beside = parts.layer.as_ref().and_then(|layer| layer.beside);
     members.extend(beside.map(|tar| blob(names::RESOURCE_TAR, tar).with(names::BESIDE, "rw layer").on(plain())));
@@ -158,7 +159,7 @@ mod tests {
             }),
             criu: Some(blob("criu")),
             options: CheckpointOptions { file_locks: true, ..Default::default() },
-            binds: vec![Bind { destination: "/data".into(), blob: blob("bind") }],
+            binds: vec![Bind { kind: "bind", destination: "/data".into(), blob: blob("bind") }],
             account: Default::default(),
             annotations: Default::default(),
             created: "2023-11-14T22:13:20Z".parse().unwrap(),
@@ -202,6 +203,7 @@ mod tests {
         // Without a platform on it, an import by containerd 1.6 and 1.7 fails at the first layer.
         assert!(members.iter().all(|m| m.platform.is_some()));
         assert_eq!(members[6].annotations[names::MOUNT_DESTINATION], "/data");
+        assert_eq!(members[6].annotations[names::MOUNT_TYPE], "bind");
         assert_eq!(members[7].annotations[names::BESIDE], "rw layer");
         assert!(entries.iter().all(|entry| entry.seal() == Some(true)));
         assert_eq!(entries[2].annotations[names::CREATED], "2023-11-14T22:13:20Z");

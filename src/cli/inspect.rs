@@ -78,7 +78,8 @@ fn show(c: &Checkpoint, out: &mut dyn Write) -> Result<()> {
     processes(c, out)?;
     for bind in c.members.iter().filter(|m| m.media_type == names::RESOURCE_TAR) {
         if let Some(destination) = &bind.destination {
-            render::print(out, &safe(&format!("{:12} {destination} ({})", "bind mount", size(bind.size))))?;
+            let kind = bind.mount.as_deref().filter(|&kind| kind != "bind").unwrap_or("bind mount");
+            render::print(out, &safe(&format!("{kind:12} {destination} ({})", size(bind.size))))?;
         }
     }
     c.account.iter().try_for_each(|account| lacking(account, out))

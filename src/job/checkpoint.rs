@@ -1,7 +1,7 @@
 //! The main job: a container's spec, image, files and memory, of one moment, into a layout.
 //!
 //! ```text
-//! locate ─ image ─ prepare CRIU │ freeze ─ dump ─ files ─ binds │ thaw ─ compress ─ index ─ (kill)
+//! locate ─ image ─ prepare CRIU │ freeze ─ dump ─ files ─ mounts │ thaw ─ compress ─ index ─ (kill)
 //!          running              │           frozen              │        running again
 //! ```
 
@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::locate::{Target, with_causes};
 use crate::{
-    binds::{self, Captured},
+    binds::{self, log},
     bundle::{self, Bind, Bundle, Parts, account},
     containerd::content::Content,
     dump::{self, Criu, Images},
@@ -142,7 +142,7 @@ pub struct Sizes {
     pub rw_layer: u64,
     /// The CRIU tar.
     pub criu: u64,
-    /// The bind mounts' tars.
+    /// The tars of bind mounts, of tmpfs and of the log.
     pub binds: u64,
 }
 
@@ -168,14 +168,14 @@ pub fn checkpoint(
     let images = run.dump(criu.as_ref(), &still, &target, &staging)?;
     progress(Stage::Files);
     let files = target.rw.as_ref().map(|rw| rw::capture(&still, rw, &staging)).transpose()?;
-    let binds = run.binds(&still, &target, &staging)?;
+    let mounts = run.mounts(&still, &target, images.is_some(), &staging)?;
     still.is_still()?;
     let after = run.after(&target, images.is_some(), files.is_some());
     let released = still.release(after)?;
 
     progress(Stage::Seal);
     let memory = run.memory(&target, images.is_some());
-    let parts = run.seal(target, base, images, files, binds, &staging, &reference)?;
+    let parts = run.seal(target, base, images, files, mounts, &staging, &reference)?;
     let bundle = bundle::write(layout, &staging, &parts, bundle::containerd::write)?;
     staging.close()?;
     let frozen = released.frozen;
@@ -195,6 +195,12 @@ struct Run<'a> {
     account: Account,
     notes: Vec<String>,
     findings: Vec<String>,
+}
+
+/// What is mounted into the container, and its log.
+struct Mounts {
+    captured: Vec<binds::Captured>,
+    log: Option<log::Held>,
 }
 
 /// What the parts do not tell of a run.
@@ -289,11 +295,36 @@ impl Run<'_> {
         self.or_finding(dumped)
     }
 
-    fn binds(&mut self, still: &Still, target: &Target, staging: &Staging) -> Result<Vec<Captured>> {
-        let (true, Some(spec)) = (self.options.binds, &target.spec) else { return Ok(Vec::new()) };
-        let (captured, findings) = binds::capture(self.host, still, spec, staging)?;
-        self.findings.extend(findings);
-        Ok(captured)
+    /// What is mounted, if that was asked for; and the log, held at the length it has now.
+    fn mounts(&mut self, still: &Still, target: &Target, is_dumped: bool, staging: &Staging) -> Result<Mounts> {
+        let mut captured = Vec::new();
+        match &target.spec {
+            Some(spec) if self.options.binds => {
+                let mounts = binds::capture(self.host, still, spec, is_dumped, staging)?;
+                self.notes.extend(mounts.notes);
+                self.findings.extend(mounts.findings);
+                captured = mounts.captured;
+            }
+            Some(spec) if !is_dumped && still.task().is_some() => {
+                let lost = binds::filled_tmpfs(self.host, still, spec).unwrap_or_default();
+                self.notes.extend((!lost.is_empty()).then(|| {
+                    format!(
+                        "without its memory, what is in {} is not in the bundle; --binds takes it along",
+                        lost.join(", ")
+                    )
+                }));
+            }
+            _ => {}
+        }
+        let log = match target.log.as_deref().map(|path| log::hold(self.host, path)) {
+            Some(Ok(log)) => Some(log),
+            Some(Err(why)) => {
+                self.notes.push(format!("the container's log is not in the bundle: {why}"));
+                None
+            }
+            None => None,
+        };
+        Ok(Mounts { captured, log })
     }
 
     /// What is not in the bundle must not be killed: memory that was wanted, and files, are what it would take along.
@@ -326,7 +357,7 @@ impl Run<'_> {
         base: Option<Base>,
         images: Option<Images>,
         files: Option<rw::Captured>,
-        binds: Vec<Captured>,
+        mounts: Mounts,
         staging: &Staging,
         reference: &str,
     ) -> Result<Parts> {
@@ -339,7 +370,9 @@ impl Run<'_> {
             }
             _ => None,
         };
-        let binds = binds.into_iter().map(|bind| self.bind(bind, staging)).collect::<Result<_>>()?;
+        let mut binds: Vec<Bind> =
+            mounts.captured.into_iter().map(|mount| self.mount(mount, staging)).collect::<Result<_>>()?;
+        binds.extend(mounts.log.map(|log| self.log(log, staging)).transpose()?);
         let annotations = annotations(&target, images.as_ref(), target.task.live());
         let Options { dump, exit, .. } = self.options;
         let options = CheckpointOptions {
@@ -360,11 +393,20 @@ impl Run<'_> {
         Ok(layer)
     }
 
-    fn bind(&mut self, mut captured: Captured, staging: &Staging) -> Result<Bind> {
+    fn mount(&mut self, mut captured: binds::Captured, staging: &Staging) -> Result<Bind> {
         let blob = binds::seal(&mut captured, staging)?;
-        let of = format!("bind mount {}", captured.destination);
+        let of = captured.name();
         self.note_lost(&format!("{of}: "), &of, &captured.summary);
-        Ok(Bind { destination: captured.destination, blob })
+        Ok(Bind { kind: captured.kind, destination: captured.destination, blob })
+    }
+
+    fn log(&mut self, log: log::Held, staging: &Staging) -> Result<Bind> {
+        let (destination, left_out) = (log.path.clone(), log.left_out);
+        let (blob, findings) = log.seal(staging)?;
+        self.findings.extend(findings);
+        self.notes
+            .extend((left_out > 0).then(|| format!("log {destination}: its {left_out} oldest files are left out")));
+        Ok(Bind { kind: log::LOG, destination, blob })
     }
 
     /// What a tar could not hold, and what was odd, each by name.

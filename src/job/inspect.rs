@@ -61,9 +61,12 @@ pub struct Member {
     pub digest: String,
     /// Size in bytes.
     pub size: u64,
-    /// For a bind mount: where it was mounted.
+    /// For a mount: where it was mounted; for the log: where it was on the host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub destination: Option<String>,
+    /// `bind`, `tmpfs` or `log`.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub mount: Option<String>,
 }
 
 /// What the rw layer changes.
@@ -173,6 +176,7 @@ impl Checkpoint {
             digest: member.digest.to_string(),
             size: member.size,
             destination: member.annotations.get(names::MOUNT_DESTINATION).cloned(),
+            mount: member.annotations.get(names::MOUNT_TYPE).cloned(),
         });
         match member.media_type.as_str() {
             names::CRIU_TAR => self.memory = Some(memory(layout, member)?),

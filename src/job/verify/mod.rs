@@ -422,7 +422,7 @@ fn label(descriptor: &Descriptor) -> String {
         names::CHECKPOINT_OPTIONS => "dump options",
         names::RUNTIME_OPTIONS => "runtime options",
         names::RESOURCE_TAR if descriptor.annotations.contains_key(names::BESIDE) => "beside",
-        names::RESOURCE_TAR => "bind mount",
+        names::RESOURCE_TAR => "mount",
         names::ACCOUNT => "account",
         other if other.contains("layer") => "rw layer",
         _ if descriptor.is_index() => "index",
