@@ -29,7 +29,7 @@ use crate::{
     interrupt,
     layout::{Blob, Staging},
     oci::runtime::{Mount, Spec},
-    tree::{Held, Kind, LeftOut, Meta, Node, Packer, Summary, Why, plain},
+    tree::{FileId, Held, Kind, LeftOut, Meta, Node, Packer, Summary, Why, plain},
 };
 
 /// One mount as it was while nobody wrote: a plain tar in the staging.
@@ -269,7 +269,9 @@ fn pack(source: &Node, mount: &Mount, name: &str, staging: &Staging) -> Result<C
     let path = staging.path(name);
     let mut out = BufWriter::with_capacity(1 << 20, staging.file(name)?);
     let destination = path::clean(&mount.destination);
-    let summary = write_bind(source, &destination.to_string_lossy(), &mut out)?;
+    // A mount may hold the layout that is being written: it must not hold itself.
+    let ours = Node::open(&staging.path(".")).at("open", staging.path("."))?.meta.id;
+    let summary = write_but(source, &destination.to_string_lossy(), Some(ours), &mut out)?;
     let tar = out.into_inner().map_err(IntoInnerError::into_error).at("write", path)?;
     let kind = if mount.is_bind() { BIND } else { TMPFS };
     Ok(Captured { kind, destination: mount.destination.clone(), summary, tar })
@@ -288,7 +290,14 @@ pub fn seal(captured: &mut Captured, staging: &Staging) -> Result<Blob> {
 /// Writes the content of a mount as a tar stream. `dest` is where the container sees it: a mount that is a single file
 /// gets its name from there.
 pub fn write_bind(source: &Node, dest: &str, out: &mut dyn Write) -> Result<Summary> {
+    write_but(source, dest, None, out)
+}
+
+fn write_but(source: &Node, dest: &str, ignored: Option<FileId>, out: &mut dyn Write) -> Result<Summary> {
     let mut packer = Packer::new(out, |_| Held::Kept);
+    if let Some(ours) = ignored {
+        packer.ignore(ours);
+    }
     if source.meta.kind == Kind::Directory {
         packer.entry(b".", source)?;
         plain::pack(source, &mut packer, |_| None)?;

@@ -108,7 +108,7 @@ impl View {
         let ours = self.places.iter().filter(|other| *other == place).count();
         let is_ours =
             |m: &&&Mount| if mount.is_bind() { self.host.is_source(&mount.source, m) } else { m.fs == "tmpfs" };
-        let chosen: &Mount = if stack.len() == ours || stack.iter().all(|m| is_same(m, top)) {
+        let chosen: &Mount = if stack.len() == ours || stack.len() > ours && stack.iter().all(|m| is_same(m, top)) {
             top
         } else if let Some(known) = stack.iter().find(is_ours) {
             known
@@ -240,4 +240,62 @@ fn namespace(host: &Host, pid: i32) -> io::Result<(Node, Vec<Mount>)> {
         Ok((Node::open("/".as_ref())?, mounts::parse(&bytes)))
     };
     thread::scope(|scope| scope.spawn(look).join().unwrap_or_else(|_| Err(io::Error::other("the look failed"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// A view of these mounts, with the host's own; the places are as the spec writes them.
+    fn view(root: &std::path::Path, inside: &str, host: &str, spec: &Spec) -> View {
+        let open = || Node::open(root).unwrap();
+        let places = spec.mounts.iter().map(|m| path::clean(&m.destination)).collect();
+        let host = HostView { root: open(), mounts: mounts::parse(host.as_bytes()) };
+        View { root: open(), mounts: mounts::parse(inside.as_bytes()), places, host }
+    }
+
+    #[test]
+    fn of_several_mounts_at_one_place_the_spec_s_own_is_chosen_or_none() {
+        let temp = tempfile::tempdir().unwrap();
+        for dir in ["srv/data", "srv/all"] {
+            fs::create_dir_all(temp.path().join(dir)).unwrap();
+        }
+        let bind =
+            |from: &str, to: &str| format!(r#"{{"source":"/srv/{from}","destination":"{to}","options":["rbind"]}}"#);
+        let tmpfs = |to: &str| format!(r#"{{"type":"tmpfs","source":"tmpfs","destination":"{to}"}}"#);
+        let line =
+            |id: u64, dev: &str, root: &str, at: &str, fs: &str| format!("{id} 1 {dev} {root} {at} rw - {fs} x rw\n");
+        let ext4 = |id, root: &str, at: &str| line(id, "8:1", root, at, "ext4");
+        let memory = |id, at: &str| line(id, &format!("0:{id}"), "/", at, "tmpfs");
+        // The host's mount of file system 8:1 is the one our own temporary directory is on.
+        let own = Node::open(temp.path()).unwrap().meta.mount.unwrap_or_default();
+        let host = ext4(own, "/", "/");
+        let (data, all) = (bind("data", "/data"), bind("all", "/"));
+        for (mounts, inside, last, chosen) in [
+            // Alone, whatever its root is called by now.
+            (vec![data.clone()], vec![ext4(2, "/moved", "/data")], 0, Ok(Some(2))),
+            (vec![data.clone()], vec![], 0, Ok(None)),
+            // Bound on itself, as a read-only path is: the same content.
+            (vec![data.clone()], vec![ext4(2, "/moved", "/data"), ext4(3, "/moved", "/data")], 0, Ok(Some(3))),
+            // Covered by the container.
+            (vec![data.clone()], vec![ext4(2, "/moved", "/data"), memory(3, "/data")], 0, Ok(Some(2))),
+            // Twice in the spec.
+            (vec![data.clone(), data.clone()], vec![ext4(2, "/a", "/data"), ext4(3, "/b", "/data")], 1, Ok(Some(3))),
+            (vec![data.clone(), data.clone()], vec![ext4(2, "/a", "/data")], 1, Err(())),
+            // A recursive bind mount above may have brought the first one.
+            (vec![all.clone(), data.clone()], vec![memory(2, "/data"), ext4(3, "/moved", "/data")], 1, Err(())),
+            (vec![all, data], vec![memory(2, "/data"), ext4(3, "/srv/data", "/data")], 1, Ok(Some(3))),
+            // A tmpfs is one.
+            (vec![tmpfs("/x")], vec![memory(2, "/x")], 0, Ok(Some(2))),
+            (vec![tmpfs("/x")], vec![memory(2, "/x"), ext4(3, "/y", "/x")], 0, Ok(Some(2))),
+            (vec![tmpfs("/x")], vec![ext4(3, "/y", "/x")], 0, Ok(None)),
+        ] {
+            let spec: Spec = serde_json::from_str(&format!(r#"{{"mounts":[{}]}}"#, mounts.join(","))).unwrap();
+            let view = view(temp.path(), &inside.concat(), &host, &spec);
+            let found = view.choose(&spec, last).map(|m| m.map(|m| m.id)).map_err(|_| ());
+            assert_eq!(found, chosen, "{mounts:?} {inside:?}");
+        }
+    }
 }

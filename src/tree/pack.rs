@@ -68,6 +68,8 @@ pub struct Packer<'a> {
     /// The first name of every inode that has several.
     first_names: HashMap<FileId, Vec<u8>>,
     buf: Vec<u8>,
+    /// Passed over as if it were not there.
+    ignored: Option<FileId>,
     summary: Summary,
 }
 
@@ -89,7 +91,7 @@ impl<'a> Packer<'a> {
 
     fn into(out: Out<'a>, judge: fn(&[u8]) -> Held) -> Self {
         let (first_names, buf, summary) = (HashMap::new(), vec![0; PIECE], Summary::default());
-        Self { out, judge, beside: None, values: 0, first_names, buf, summary }
+        Self { out, judge, beside: None, values: 0, first_names, buf, ignored: None, summary }
     }
 
     /// The same; what has content, and no place in the tar, goes into a second tar stream: `files/<path>`, and the values
@@ -140,9 +142,17 @@ impl<'a> Packer<'a> {
         self.summary.warn(Warning { path: path.to_vec(), what: what.into() });
     }
 
+    /// Passes `ours` over, and all below it: what we write ourselves into the tree that we read.
+    pub fn ignore(&mut self, ours: FileId) {
+        self.ignored = Some(ours);
+    }
+
     /// True if something of this path and kind may be written; if not, that is noted. A directory that is a mount point may,
     /// but without what is mounted there.
     pub fn admits(&mut self, path: &[u8], meta: &Meta, root: &Meta) -> bool {
+        if self.ignored == Some(meta.id) {
+            return false;
+        }
         let is_long = path.len() > MAX_PATH;
         if is_long {
             self.leave_out(path, Some(meta), Why::PathTooLong(MAX_PATH));

@@ -24,7 +24,8 @@ fn mounts(all: &[&str]) -> Vec<String> {
 
 /// Runs a shell script in busybox as container `id`, and waits until it has said that it is ready.
 fn run(lab: &Lab, id: &str, script: &str, flags: &[String]) {
-    let script = format!("{script}; touch /ready; exec sleep 1000");
+    // A sleep ends when it is restored: CRIU turns its interrupted call into EINTR.
+    let script = format!("{script}; touch /ready; while :; do sleep 1; done");
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     lab.run(id, "busybox", &["sh", "-c", &script], &flags);
     until("it is ready", || lab.inside(id, &["/bin/ls", "/ready"]).status.success());
@@ -342,4 +343,18 @@ fn the_log_goes_along_as_long_as_it_was_when_the_container_stood_still() {
         );
         assert_eq!(texts(&missing, "findings"), [""; 0]);
     }
+}
+
+/// The bundle is written into a directory that the container has mounted: it does not hold itself.
+#[test]
+fn a_mount_that_holds_the_layout_does_not_swallow_it() {
+    let Some(lab) = lab(Containerd::V2_1) else { return };
+    lab.sh("mkdir /tmp/shared; echo mine > /tmp/shared/f");
+    run(&lab, "web", "true", &mounts(&["/tmp:/host"]));
+    lab.kill_containerd();
+    let report = report(&lab, "web", &["--binds"]);
+    assert_eq!(texts(&report, "findings"), [""; 0]);
+    unpack(&lab, &report);
+    assert_holds(&lab, &[("host/shared/f", "mine")]);
+    assert_eq!(lab.sh("find /tmp/out/host/layout -name '*.tar' -o -name 'pages-*'"), "");
 }
