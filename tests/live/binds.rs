@@ -4,6 +4,7 @@
 use serde_json::Value;
 
 use crate::harness::{Cgroup, Containerd, FrozenState, Lab, dewar_json, dewar_ok, until};
+use crate::pod;
 
 /// A lab with busybox imported and containerd running.
 fn lab(containerd: Containerd) -> Option<Lab> {
@@ -357,4 +358,28 @@ fn a_mount_that_holds_the_layout_does_not_swallow_it() {
     unpack(&lab, &report);
     assert_holds(&lab, &[("host/shared/f", "mine")]);
     assert_eq!(lab.sh("find /tmp/out/host/layout -name '*.tar' -o -name 'pages-*'"), "");
+}
+
+/// A real pod: CRI's extension names the log; `/dev/shm`, `/etc/hosts` and others are bind mounts of the sandbox.
+#[test]
+fn a_pods_container_brings_its_log_and_what_the_kubelet_mounted() {
+    let Some(lab) = Lab::start(Containerd::V2_1, Cgroup::V1) else { return };
+    if !pod::start_containerd(&lab) {
+        return;
+    }
+    lab.sh("mkdir -p /srv/volume; echo volume > /srv/volume/f");
+    let say = "echo shm > /dev/shm/f; i=0; while :; do i=$((i+1)); echo line $i; sleep 0.1; done";
+    let id = pod::run(&lab, "shop", "web", say, &[("/srv/volume", "/volume")]);
+    until("it has spoken", || lab.try_sh("grep -q 'stdout F line 5' /var/log/pods/shop/web/0.log").status.success());
+    lab.kill_containerd();
+    lab.sh("echo old > /var/log/pods/shop/web/0.log.20231114-221320");
+    let live = report(&lab, &id, &["--binds", "--task", "never"]);
+    assert_eq!((texts(&live, "findings"), texts(&live, "notes")), (Vec::new(), Vec::new()));
+    let taken = unpack(&lab, &live);
+    for mount in ["bind /etc/hosts", "bind /dev/shm", "bind /volume", "log /var/log/pods/shop/web/0.log"] {
+        assert!(taken.iter().any(|m| m == mount), "{mount} in {taken:?}");
+    }
+    assert_holds(&lab, &[("volume/f", "volume"), ("dev/shm/f", "shm")]);
+    let log = lab.sh("cd /tmp/out/var/log/pods/shop/web/0.log; ls; grep -c 'stdout F line' 0.log; cat 0.log.2*");
+    assert!(log.starts_with("0.log\n0.log.20231114-221320\n") && log.ends_with("old\n"), "{log}");
 }

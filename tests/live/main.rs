@@ -9,4 +9,5 @@ mod exact; // what no other differ keeps: owners, holes, paths, trees without an
 mod harness; // Lab: an instance of the lab, as tests see it
 mod killed; // killed at any instant, the container runs again
 mod lab; // the lab proves itself: stock tools make the round trip, nothing survives an instance
+mod pod; // a pod, run by CRI without a kubelet
 mod refusal; // what stands in the way is said, and the rest comes home
