@@ -16,7 +16,7 @@ use crate::{
     interrupt,
     layout::{Blob, BlobWriter, Staging},
     pax::{self, Header, Type},
-    tree::{Kind, Node},
+    tree::{Dir, Kind, Node},
 };
 
 /// A container's log, as annotations call it.
@@ -34,8 +34,11 @@ pub struct Held {
     pub path: String,
     /// Older files that are too many.
     pub left_out: usize,
-    files: Vec<(Vec<u8>, Node)>,
+    files: Vec<LogFile>,
 }
+
+/// A name and the file that had it.
+type LogFile = (Vec<u8>, Node);
 
 /// Finds the log at `path` of the host and what was rotated away from it. An error says why there is none.
 pub fn hold(host: &Host, path: &str) -> Result<Held, String> {
@@ -52,19 +55,28 @@ pub fn hold(host: &Host, path: &str) -> Result<Held, String> {
     if current.meta.kind != Kind::File {
         return Err(format!("{path} is no regular file"));
     }
-    let names = dir.names().map_err(lost)?.into_iter().filter(|other| is_rotated(other, name.as_bytes()));
-    let mut rotated: Vec<_> = names.filter_map(|name| dir.child(&name).ok().map(|node| (name, node))).collect();
-    rotated.retain(|(_, node)| node.meta.kind == Kind::File);
-    // The newest are kept.
-    rotated.sort_by(|a, b| {
-        (b.1.meta.mtime.secs, b.1.meta.mtime.nanos, &b.0).cmp(&(a.1.meta.mtime.secs, a.1.meta.mtime.nanos, &a.0))
-    });
-    let left_out = rotated.len().saturating_sub(MAX_FILES - 1);
-    rotated.truncate(MAX_FILES - 1);
+    let (rotated, left_out) = newest_rotated(&dir, name.as_bytes()).map_err(lost)?;
     let mut files = vec![(name.as_bytes().to_vec(), current)];
     files.extend(rotated);
     files.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(Held { path: path.to_owned(), left_out, files })
+}
+
+/// The newest files that were rotated away from `log`, and how many more there are. So many are looked at as there are, but
+/// few are held open.
+fn newest_rotated(dir: &Dir, log: &[u8]) -> io::Result<(Vec<LogFile>, usize)> {
+    let look = |name: Vec<u8>| {
+        let meta = dir.child(&name).ok()?.meta;
+        (meta.kind == Kind::File).then_some(((meta.mtime.secs, meta.mtime.nanos), name))
+    };
+    let names = dir.names()?.into_iter().filter(|name| is_rotated(name, log));
+    let mut found: Vec<_> = names.filter_map(look).collect();
+    found.sort_unstable_by(|a, b| b.cmp(a));
+    let all = found.len();
+    let open = |(_, name): (_, Vec<u8>)| dir.child(&name).ok().map(|node| (name, node));
+    let kept: Vec<_> = found.into_iter().take(MAX_FILES - 1).filter_map(open).collect();
+    let left_out = all - kept.len();
+    Ok((kept, left_out))
 }
 
 /// `0.log.20231114-221320` and `0.log.20231114-221320.gz` (kubelet, `logs/container_log_manager.go`), `x-json.log.1`
@@ -205,6 +217,20 @@ mod tests {
         let pair = |name: &str, text: &str| (name.to_owned(), text.to_owned());
         assert_eq!(files, [pair("0.log", "then\n"), pair("0.log.20231114-221320", "before\n")]);
         assert!(findings.is_empty());
+    }
+
+    #[test]
+    fn of_too_many_rotated_files_the_oldest_are_left_out_and_counted() {
+        let temp = tempfile::tempdir().unwrap();
+        for i in 0..2000 {
+            let file = fs::File::create(temp.path().join(format!("0.log.{i}"))).unwrap();
+            file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(i)).unwrap();
+        }
+        fs::write(temp.path().join("0.log"), "now").unwrap();
+        let held = hold(&host(temp.path()), "/0.log").unwrap();
+        assert_eq!(held.left_out, 2000 - 63);
+        let (files, _) = sealed(held);
+        assert_eq!((files.len(), files[0].0.as_str(), files[1].0.as_str()), (64, "0.log", "0.log.1937"));
     }
 
     #[test]

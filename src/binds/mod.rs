@@ -99,8 +99,15 @@ const MAX_NAMES: usize = 10;
 /// A live container's are read as it has them, so an over-mounted or since-moved source is still right; a stopped one's
 /// from their sources on the host. Its tmpfs went with it.
 pub fn capture(host: &Host, still: &Still, spec: &Spec, is_dumped: bool, staging: &Staging) -> Result<Mounts> {
-    let source = Source::of(host, still, spec)?;
     let mut all = Mounts::default();
+    let source = match Source::of(host, still, spec) {
+        Ok(source) => source,
+        Err(e) => {
+            let cause = std::error::Error::source(&e).map_or_else(String::new, |cause| format!(": {cause}"));
+            all.findings.push(format!("what is mounted is not in the bundle: {e}{cause}"));
+            return Ok(all);
+        }
+    };
     for (i, mount) in spec.mounts.iter().enumerate() {
         interrupt::check()?;
         let is_lost_tmpfs = mount.is_tmpfs() && !is_dumped && still.task().is_some();
@@ -203,7 +210,7 @@ impl Mounts {
             return Ok(());
         }
         self.findings.extend(caveat.map(|caveat| format!("{name}: {caveat}")));
-        let mut captured = pack(&node, mount, &format!("mount-{i}.tar"), staging)?;
+        let mut captured = pack(&node, mount, place, &format!("mount-{i}.tar"), staging)?;
         self.findings.extend(inner_mounts(&mut captured.summary, source, spec, i));
         self.captured.push(captured);
         Ok(())
@@ -265,10 +272,11 @@ fn inner_mounts(summary: &mut Summary, source: &Source, spec: &Spec, i: usize) -
     })
 }
 
-fn pack(source: &Node, mount: &Mount, name: &str, staging: &Staging) -> Result<Captured> {
+fn pack(source: &Node, mount: &Mount, place: &OsStr, name: &str, staging: &Staging) -> Result<Captured> {
     let path = staging.path(name);
     let mut out = BufWriter::with_capacity(1 << 20, staging.file(name)?);
-    let destination = path::clean(&mount.destination);
+    // A destination that ends in `..` has no last name of its own.
+    let destination = Some(path::clean(&mount.destination)).filter(|d| d != "/").unwrap_or_else(|| place.to_owned());
     // A mount may hold the layout that is being written: it must not hold itself.
     let ours = Node::open(&staging.path(".")).at("open", staging.path("."))?.meta.id;
     let summary = write_but(source, &destination.to_string_lossy(), Some(ours), &mut out)?;
@@ -307,4 +315,93 @@ fn write_but(source: &Node, dest: &str, ignored: Option<FileId>, out: &mut dyn W
         packer.entry(name.as_bytes(), source)?;
     }
     packer.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::{freeze, layout::Layout};
+
+    /// Destinations and names in their tars, notes, findings.
+    type Answer = (Vec<(String, Vec<String>)>, Vec<String>, Vec<String>);
+
+    /// What becomes of these mounts of a stopped container of the machine whose files are in `sysroot`.
+    fn captured(sysroot: &Path, mounts: &str) -> Answer {
+        let host = Host { sysroot: Some(sysroot.to_owned()), ..Host::default() };
+        let spec: Spec = serde_json::from_str(&format!(r#"{{"mounts":[{mounts}]}}"#)).unwrap();
+        let temp = tempfile::tempdir().unwrap();
+        let layout = Layout::open_or_create(&temp.path().join("layout")).unwrap();
+        let staging = layout.stage().unwrap();
+        let still = freeze::stopped(&host, None).unwrap();
+        let mut mounts = capture(&host, &still, &spec, false, &staging).unwrap();
+        let names = |captured: &mut Captured| {
+            let tar = staging.read_blob(&seal(captured, &staging).unwrap().digest).unwrap();
+            let mut archive = tar::Archive::new(&tar[..]);
+            let names = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string());
+            (captured.destination.clone(), names.collect())
+        };
+        (mounts.captured.iter_mut().map(names).collect(), mounts.notes, mounts.findings)
+    }
+
+    fn mount(source: &str, destination: &str) -> String {
+        format!(r#"{{"source":"{source}","destination":"{destination}","type":"","options":["bind","ro"]}}"#)
+    }
+
+    #[test]
+    fn unusual_specs_give_mounts_or_findings_and_never_an_error() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::create_dir_all(temp.path().join("srv/data")).unwrap();
+        fs::write(temp.path().join("srv/data/f"), "").unwrap();
+        fs::write(temp.path().join("srv/file"), "").unwrap();
+        std::os::unix::fs::symlink("/../../srv/data", temp.path().join("link")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(temp.path().join("srv/sock")).unwrap();
+        for (source, destination, names) in [
+            ("/srv/data", "/data", &["./", "f"][..]),
+            ("/srv/data/", "data/", &["./", "f"]),
+            ("/link", "/a/../data", &["./", "f"]),
+            ("/srv/../srv/file", "/etc/./hosts/", &["hosts"]),
+            ("/srv/file", "/x/../hosts", &["hosts"]),
+        ] {
+            let (all, notes, findings) = captured(temp.path(), &mount(source, destination));
+            assert_eq!(all, [(destination.to_owned(), names.iter().map(|n| n.to_string()).collect())], "{source}");
+            assert_eq!((notes.len(), findings.len()), (0, 0));
+        }
+        for (source, destination, why) in [
+            ("/srv/data", "", "names no place"),
+            ("/srv/data", "/", "names no place"),
+            ("/srv/file", "/x/..", "names no place"),
+            ("", "/data", "no absolute path"),
+            ("data", "/data", "no absolute path"),
+            ("/srv/gone", "/data", "is gone"),
+            ("/srv/file/below", "/data", "Not a directory"),
+        ] {
+            let (all, _, findings) = captured(temp.path(), &mount(source, destination));
+            assert_eq!((all.len(), findings.len()), (0, 1), "{source:?} {destination:?}");
+            assert!(findings[0].contains(why) && findings[0].contains(destination), "{findings:?}");
+        }
+        let (all, notes, findings) = captured(temp.path(), &mount("/srv/sock", "/run/sock"));
+        assert_eq!(
+            (all.len(), notes.as_slice(), findings.len()),
+            (0, &["bind mount /run/sock is a socket, which has no content".to_owned()][..], 0)
+        );
+    }
+
+    #[test]
+    fn what_the_spec_hides_itself_is_a_note_and_no_bind_mount_is_not_looked_at() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::create_dir_all(temp.path().join("srv/data")).unwrap();
+        let tmpfs = r#"{"source":"tmpfs","destination":"/run","type":"tmpfs"}"#;
+        let none = r#"{"source":"/srv/data","destination":"/b","type":"none","options":["rbind","rw"]}"#;
+        let all = [&mount("/srv/data", "/a/sub"), &mount("/srv/data", "/a"), tmpfs, none].map(str::to_owned).join(",");
+        let (all, notes, findings) = captured(temp.path(), &all);
+        let destinations: Vec<_> = all.iter().map(|(destination, _)| destination.as_str()).collect();
+        assert_eq!(destinations, ["/a", "/b"]);
+        assert_eq!((notes.len(), findings.len()), (1, 0), "{notes:?} {findings:?}");
+        assert!(
+            notes[0].contains("/a/sub") && notes[0].ends_with("the spec mounts bind mount /a over it"),
+            "{notes:?}"
+        );
+    }
 }

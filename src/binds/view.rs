@@ -158,7 +158,7 @@ impl View {
         if !mount.is_bind() {
             return Err(gone.into());
         }
-        let node = self.host.open(&mount.source).map_err(|e| format!("{gone}, and its source: {e}"))?;
+        let node = self.host.open(&mount.source).map_err(|e| format!("{gone}, and {e}"))?;
         let caveat = format!("{gone}; stored is its source {} as it is now", mount.source);
         Ok(Found { node, caveat: Some(caveat) })
     }
@@ -187,7 +187,10 @@ impl HostView {
         if !source.starts_with('/') {
             return Err(format!("its source {source:?} is no absolute path"));
         }
-        path::walk(&self.root, source.as_bytes()).map_err(|e| format!("cannot open {source}: {e}"))
+        path::walk(&self.root, source.as_bytes()).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => format!("its source {source} is gone; if it was moved, copy it by hand"),
+            _ => format!("cannot open {source}: {e}"),
+        })
     }
 
     /// The type of the file system of which `meta` says the mount.

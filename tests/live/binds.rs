@@ -103,6 +103,7 @@ fn what_a_live_container_has_mounted_is_taken_whatever_became_of_the_source() {
         "/srv/null:/node",
         "/srv/sock:/sock",
         "/srv/other:/other",
+        "/srv/sub:/sbin/linked",
         "/srv/data:/twice",
         "/srv/moved:/twice",
     ];
@@ -121,7 +122,18 @@ fn what_a_live_container_has_mounted_is_taken_whatever_became_of_the_source() {
         ]
     );
     assert_eq!(lab.freezer_state("web"), FrozenState::Thawed);
-    let taken = ["/data", "/data/sub", "/etc/app.conf", "/x/../over/", "moved", "/doomed", "/pipe", "/node", "/other"];
+    let taken = [
+        "/data",
+        "/data/sub",
+        "/etc/app.conf",
+        "/x/../over/",
+        "moved",
+        "/doomed",
+        "/pipe",
+        "/node",
+        "/other",
+        "/sbin/linked",
+    ];
     let expected: Vec<String> = taken.iter().chain(&["/twice"]).map(|place| format!("bind {place}")).collect();
     assert_eq!(unpack(&lab, &report), expected);
     assert_holds(
@@ -134,6 +146,7 @@ fn what_a_live_container_has_mounted_is_taken_whatever_became_of_the_source() {
             ("moved/f", "moved"),
             ("doomed/doomed", "doomed"),
             ("other/f", "other"),
+            ("sbin/linked/f", "sub"),
             ("twice/f", "moved"),
         ],
     );
@@ -257,7 +270,7 @@ fn a_stopped_containers_mounts_are_read_from_the_host() {
         let report = report(&lab, "web", &["--binds"]);
         assert_eq!(
             texts(&report, "findings"),
-            ["bind mount /gone is not in the bundle: cannot open /srv/gone: No such file or directory (os error 2)"]
+            ["bind mount /gone is not in the bundle: its source /srv/gone is gone; if it was moved, copy it by hand"]
         );
         assert_eq!(texts(&report, "notes"), [""; 0], "a tmpfs went with its container");
         assert_eq!(unpack(&lab, &report), ["bind /data", "bind /etc/app.conf", "bind /linked", "bind /pipe"]);
@@ -273,7 +286,8 @@ fn a_tmpfs_comes_back_with_the_dump_and_is_captured_without_one() {
         lab.start_containerd();
         lab.import("busybox");
         let fill = "echo scratch > /scratch/f; echo shm > /dev/shm/f; mkdir /run/app; echo 7 > /run/app/pid; chown 12:34 /run/app";
-        run(&lab, "web", fill, &mounts(&["/scratch"]));
+        lab.sh("mkdir -p /srv/data/sub /srv/sub; echo data > /srv/data/f; echo sub > /srv/sub/f");
+        run(&lab, "web", fill, &mounts(&["/scratch", "/srv/data:/data", "/srv/sub:/data/sub"]));
         lab.kill_containerd();
 
         // Without a dump and without the flag it is told; what is empty is not.
@@ -286,7 +300,10 @@ fn a_tmpfs_comes_back_with_the_dump_and_is_captured_without_one() {
 
         for criu in [&["--task", "never"][..], &["--criu", "/nonexistent/criu"]] {
             let captured = report(&lab, "web", &[&["--binds"], criu].concat());
-            assert_eq!(unpack(&lab, &captured), ["tmpfs /dev/shm", "tmpfs /run", "tmpfs /scratch"]);
+            assert_eq!(
+                unpack(&lab, &captured),
+                ["tmpfs /dev/shm", "tmpfs /run", "tmpfs /scratch", "bind /data", "bind /data/sub"]
+            );
             assert_holds(&lab, &[("scratch/f", "scratch"), ("dev/shm/f", "shm"), ("run/app/pid", "7")]);
             assert_eq!(lab.sh("stat -c '%u %g' /tmp/out/run/app; stat -c %a /tmp/out/dev/shm"), "12 34\n1777\n");
         }
@@ -297,18 +314,26 @@ fn a_tmpfs_comes_back_with_the_dump_and_is_captured_without_one() {
         lab.ask("web", &["/bin/sh", "-c", "echo own > /dev/own"]);
         let dev = report(&lab, "web", &["--binds", "--task", "never"]);
         assert_eq!(texts(&dev, "findings"), [""; 0]);
-        assert_eq!(unpack(&lab, &dev)[0], "tmpfs /dev");
+        let before = unpack(&lab, &dev);
+        assert_eq!(before[0], "tmpfs /dev");
         assert_holds(&lab, &[("dev/own", "own")]);
 
         let dumped = report(&lab, "web", &["--binds"]);
         assert_eq!((dumped["memory"].as_str(), texts(&dumped, "notes")), (Some("dumped"), Vec::new()), "{dumped}");
-        assert_eq!(unpack(&lab, &dumped), [""; 0], "they are in CRIU's images");
+        assert_eq!(unpack(&lab, &dumped), ["bind /data", "bind /data/sub"], "the others are in CRIU's images");
         lab.lose_node();
         lab.start_containerd();
         lab.import_layout("/tmp/layout");
         lab.restore("web", reference(&dumped));
         let back = lab.ask("web", &["/bin/cat", "/scratch/f", "/dev/shm/f", "/run/app/pid", "/dev/own"]);
         assert_eq!(back, "scratch\nshm\n7\nown\n");
+
+        // CRIU has mounted everything anew, in an order of its own.
+        lab.kill_containerd();
+        let again = report(&lab, "web", &["--binds", "--task", "never"]);
+        assert_eq!(texts(&again, "findings"), [""; 0]);
+        assert_eq!(unpack(&lab, &again), before);
+        assert_holds(&lab, &[("data/f", "data"), ("data/sub/f", "sub"), ("scratch/f", "scratch"), ("dev/own", "own")]);
     }
 }
 
