@@ -361,6 +361,7 @@ impl Run<'_> {
         staging: &Staging,
         reference: &str,
     ) -> Result<Parts> {
+        let log = mounts.log.map(|log| self.log(log, staging)).transpose()?;
         let lacking = self.findings.clone();
         let layer = files.map(|files| self.layer(files, staging)).transpose()?;
         let criu = images.as_ref().map(|images| dump::pack::pack(images, staging)).transpose()?;
@@ -372,7 +373,7 @@ impl Run<'_> {
         };
         let mut binds: Vec<Bind> =
             mounts.captured.into_iter().map(|mount| self.mount(mount, staging)).collect::<Result<_>>()?;
-        binds.extend(mounts.log.map(|log| self.log(log, staging)).transpose()?);
+        binds.extend(log);
         let annotations = annotations(&target, images.as_ref(), target.task.live());
         let Options { dump, exit, .. } = self.options;
         let options = CheckpointOptions {
