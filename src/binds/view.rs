@@ -154,7 +154,7 @@ impl View {
     }
 
     fn unmounted(&self, mount: &runtime::Mount) -> Result<Found, String> {
-        let gone = "it is not mounted in the container any more";
+        let gone = "it is not mounted at its place in the container any more";
         if !mount.is_bind() {
             return Err(gone.into());
         }

@@ -186,7 +186,7 @@ fn what_lies_over_a_mount_is_not_taken_for_it() {
             [
                 format!("bind mount /covered: another mount (tmpfs at /covered) {over}; stored is what is below"),
                 format!("bind mount /up/under: another mount (tmpfs at /up) {over}; stored is what is below"),
-                "bind mount /gone: it is not mounted in the container any more; stored is its source /srv/gone as it is now".into(),
+                "bind mount /gone: it is not mounted at its place in the container any more; stored is its source /srv/gone as it is now".into(),
                 format!("bind mount /mem is not in the bundle: another mount (tmpfs at /mem) {over}, and no path of the host leads below"),
                 format!("tmpfs /scratch is not in the bundle: another mount (tmpfs at /scratch) {over}, and no path of the host leads below"),
             ]
@@ -407,4 +407,43 @@ fn a_pods_container_brings_its_log_and_what_the_kubelet_mounted() {
     assert_holds(&lab, &[("volume/f", "volume"), ("dev/shm/f", "shm")]);
     let log = lab.sh("cd /tmp/out/var/log/pods/shop/web/0.log; ls; grep -c 'stdout F line' 0.log; cat 0.log.2*");
     assert!(log.starts_with("0.log\n0.log.20231114-221320\n") && log.ends_with("old\n"), "{log}");
+}
+
+/// Who looks belongs to another user namespace than the mounts, and must see them all the same, owners as they are stored.
+#[test]
+fn a_container_in_a_user_namespace_is_seen_whole() {
+    let Some(lab) = lab(Containerd::V2_1) else { return };
+    lab.sh("mkdir /srv/data /srv/two; chmod 777 /srv/data; echo two > /srv/two/f");
+    let mut flags = mounts(&["/srv/data:/data", "/srv/two:/two"]);
+    flags.extend(["--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"].map(str::to_owned));
+    run(&lab, "mapped", "echo in > /data/f; echo shm > /dev/shm/f", &flags);
+    lab.kill_containerd();
+    lab.ask("mapped", &["/bin/mount", "-t", "tmpfs", "wrong", "/two"]);
+    let report = report(&lab, "mapped", &["--binds", "--task", "never"]);
+    let findings = texts(&report, "findings");
+    assert!(findings.iter().any(|f| f.starts_with("bind mount /two: another mount (tmpfs at /two)")), "{findings:?}");
+    assert!(!findings.iter().any(|f| f.contains("/data") || f.contains("/dev")), "{findings:?}");
+    unpack(&lab, &report);
+    assert_holds(&lab, &[("data/f", "in"), ("two/f", "two"), ("dev/shm/f", "shm")]);
+    assert_eq!(lab.sh("stat -c %u:%g /tmp/out/data/f /tmp/out/dev/shm/f"), "100000:100000\n100000:100000\n");
+}
+
+/// The whole mount namespace got another root: nothing is where the spec says, though something may be called so.
+#[test]
+fn what_a_new_root_has_at_a_mounts_place_is_not_taken_for_it() {
+    let Some(lab) = lab(Containerd::V2_1) else { return };
+    lab.sh("mkdir /srv/data; echo right > /srv/data/f");
+    let pivot = "mkdir /new; mount -t tmpfs t /new; mkdir /new/old /new/bin /new/data; cp /bin/busybox /new/bin; \
+        echo wrong > /new/data/f; pivot_root /new /new/old; while :; do /bin/busybox sleep 1; done";
+    let flags = mounts(&["/srv/data:/data"]);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).chain(["--privileged"]).collect();
+    lab.run("pivoted", "busybox", &["sh", "-c", pivot], &flags);
+    until("it has another root", || lab.inside("pivoted", &["/bin/busybox", "test", "-d", "/old"]).status.success());
+    lab.kill_containerd();
+    let report = report(&lab, "pivoted", &["--binds", "--task", "never"]);
+    let findings = texts(&report, "findings");
+    let said = "bind mount /data: it is not mounted at its place in the container any more; stored is its source /srv/data as it is now";
+    assert!(findings.contains(&said), "{findings:?}");
+    unpack(&lab, &report);
+    assert_holds(&lab, &[("data/f", "right")]);
 }
