@@ -9,7 +9,10 @@ use std::{
 
 use rustix::fs::SeekFrom;
 
-use crate::error::{At, Result};
+use crate::{
+    error::{At, Result},
+    interrupt,
+};
 
 /// What is written at once.
 const BUFFER: usize = 1 << 20;
@@ -40,6 +43,34 @@ pub fn next_hole(file: &File, at: u64) -> u64 {
         Ok(hole) if hole > at => hole,
         _ => u64::MAX,
     }
+}
+
+/// Files are taken in blocks of this size, counted from their beginning: the same file gives the same blocks.
+pub const BLOCK: usize = 1 << 20;
+
+/// Calls `each` with all of `from`, block by block; only the last is shorter. Holes are not read. `what` it is stands in errors.
+pub fn each_block(from: &File, what: &str, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> Result<()> {
+    let (mut block, size) = (vec![0; BLOCK], from.metadata().at("read", what)?.len());
+    let (mut at, mut data) = (0, 0);
+    while at < size {
+        interrupt::check()?;
+        // Fits: a block's length at most.
+        let len = (size - at).min(BLOCK as u64) as usize;
+        if data < at + len as u64 {
+            data = next_data(from, at.max(data));
+        }
+        let block = &mut block[..len];
+        if data >= at + len as u64 {
+            block.fill(0);
+        } else {
+            from.read_exact_at(block, at).at("read", what)?;
+        }
+        let written = each(block);
+        interrupt::check()?;
+        written.at("store", what)?;
+        at += len as u64;
+    }
+    Ok(())
 }
 
 /// A new file, written from its beginning to its end; pieces of zeros become holes.

@@ -10,7 +10,7 @@ use std::{
     collections::BTreeSet,
     ffi::{OsStr, OsString},
     fs::File,
-    io::{self, BufWriter, IntoInnerError, Seek, SeekFrom, Write},
+    io::Write,
     os::unix::ffi::OsStrExt,
     path::Path,
 };
@@ -29,6 +29,7 @@ use crate::{
     interrupt,
     layout::{Blob, Staging},
     oci::runtime::{Mount, Spec},
+    sparse::each_block,
     tree::{FileId, Held, Kind, LeftOut, Meta, Node, Packer, Summary, Why, plain},
 };
 
@@ -273,36 +274,32 @@ fn inner_mounts(summary: &mut Summary, source: &Source, spec: &Spec, i: usize) -
 }
 
 fn pack(source: &Node, mount: &Mount, place: &OsStr, name: &str, staging: &Staging) -> Result<Captured> {
-    let path = staging.path(name);
-    let mut out = BufWriter::with_capacity(1 << 20, staging.file(name)?);
+    let mut out = staging.sparse(name)?;
     // A destination that ends in `..` has no last name of its own.
     let destination = Some(path::clean(&mount.destination)).filter(|d| d != "/").unwrap_or_else(|| place.to_owned());
     // A mount may hold the layout that is being written: it must not hold itself.
     let ours = Node::open(&staging.path(".")).at("open", staging.path("."))?.meta.id;
-    let summary = write_but(source, &destination.to_string_lossy(), Some(ours), &mut out)?;
-    let tar = out.into_inner().map_err(IntoInnerError::into_error).at("write", path)?;
+    let packer = Packer::into_sparse(&mut out, |_| Held::Kept);
+    let summary = write(source, &destination.to_string_lossy(), Some(ours), packer)?;
+    let tar = out.complete()?;
     let kind = if mount.is_bind() { BIND } else { TMPFS };
     Ok(Captured { kind, destination: mount.destination.clone(), summary, tar })
 }
 
 /// Stores a captured mount as a blob.
-pub fn seal(captured: &mut Captured, staging: &Staging) -> Result<Blob> {
+pub fn seal(captured: &Captured, staging: &Staging) -> Result<Blob> {
     let mut blob = staging.blob()?;
-    captured.tar.seek(SeekFrom::Start(0)).at("read", "a captured mount")?;
-    let copied = io::copy(&mut captured.tar, &mut blob);
-    interrupt::check()?;
-    copied.at("store the mount", &captured.destination)?;
+    each_block(&captured.tar, &captured.name(), |block| blob.write_all(block))?;
     blob.complete()
 }
 
 /// Writes the content of a mount as a tar stream. `dest` is where the container sees it: a mount that is a single file
 /// gets its name from there.
 pub fn write_bind(source: &Node, dest: &str, out: &mut dyn Write) -> Result<Summary> {
-    write_but(source, dest, None, out)
+    write(source, dest, None, Packer::new(out, |_| Held::Kept))
 }
 
-fn write_but(source: &Node, dest: &str, ignored: Option<FileId>, out: &mut dyn Write) -> Result<Summary> {
-    let mut packer = Packer::new(out, |_| Held::Kept);
+fn write(source: &Node, dest: &str, ignored: Option<FileId>, mut packer: Packer) -> Result<Summary> {
     if let Some(ours) = ignored {
         packer.ignore(ours);
     }
@@ -335,14 +332,14 @@ mod tests {
         let layout = Layout::open_or_create(&temp.path().join("layout")).unwrap();
         let staging = layout.stage().unwrap();
         let still = freeze::stopped(&host, None).unwrap();
-        let mut mounts = capture(&host, &still, &spec, false, &staging).unwrap();
-        let names = |captured: &mut Captured| {
+        let mounts = capture(&host, &still, &spec, false, &staging).unwrap();
+        let names = |captured: &Captured| {
             let tar = staging.read_blob(&seal(captured, &staging).unwrap().digest).unwrap();
             let mut archive = tar::Archive::new(&tar[..]);
             let names = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string());
             (captured.destination.clone(), names.collect())
         };
-        (mounts.captured.iter_mut().map(names).collect(), mounts.notes, mounts.findings)
+        (mounts.captured.iter().map(names).collect(), mounts.notes, mounts.findings)
     }
 
     fn mount(source: &str, destination: &str) -> String {

@@ -394,8 +394,8 @@ impl Run<'_> {
         Ok(layer)
     }
 
-    fn mount(&mut self, mut captured: binds::Captured, staging: &Staging) -> Result<Bind> {
-        let blob = binds::seal(&mut captured, staging)?;
+    fn mount(&mut self, captured: binds::Captured, staging: &Staging) -> Result<Bind> {
+        let blob = binds::seal(&captured, staging)?;
         let of = captured.name();
         self.note_lost(&format!("{of}: "), &of, &captured.summary);
         Ok(Bind { kind: captured.kind, destination: captured.destination, blob })

@@ -7,7 +7,6 @@
 use std::{
     fs::File,
     io::{self, Write},
-    os::unix::fs::FileExt,
 };
 
 use flate2::{Compress, Compression as Level, Crc, FlushCompress};
@@ -16,10 +15,9 @@ use super::Captured;
 use crate::{
     digest::{Digest, Hasher},
     error::{At, Result},
-    interrupt,
     layout::{Blob, BlobWriter, Staging},
     oci::names,
-    sparse::{is_zero, next_data},
+    sparse::{BLOCK, each_block, is_zero},
     tree::Summary,
 };
 
@@ -66,15 +64,12 @@ const GZIP_LEVEL: u32 = 1;
 /// zstd's own default.
 const ZSTD_LEVEL: i32 = 3;
 
-/// The layer is looked at in blocks of this size, counted from its beginning: the same layer gives the same blob.
-const BLOCK: usize = 1 << 20;
-
 /// Stores a captured layer.
 pub fn seal(captured: Captured, how: Compression, staging: &Staging) -> Result<Layer> {
     let Captured { tar, beside, summary } = captured;
     let mut hasher = Hasher::default();
     let mut packed = Packed::begin(how, staging.blob()?).at("compress into", staging.path("blobs"))?;
-    each_block(&tar, |block| {
+    each_block(&tar, "the captured rw layer", |block| {
         hasher.update(block);
         packed.block(block)
     })?;
@@ -86,34 +81,8 @@ pub fn seal(captured: Captured, how: Compression, staging: &Staging) -> Result<L
 /// A file of the staging as a blob, as it is.
 fn store(file: File, staging: &Staging) -> Result<Blob> {
     let mut blob = staging.blob()?;
-    each_block(&file, |block| blob.write_all(block))?;
+    each_block(&file, "what is beside the rw layer", |block| blob.write_all(block))?;
     blob.complete()
-}
-
-/// Calls `each` with all of `from`, block by block; only the last is shorter. Holes are not read.
-fn each_block(from: &File, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> Result<()> {
-    let place = "the captured rw layer";
-    let (mut block, size) = (vec![0; BLOCK], from.metadata().at("read", place)?.len());
-    let (mut at, mut data) = (0, 0);
-    while at < size {
-        interrupt::check()?;
-        // Fits: a block's length at most.
-        let len = (size - at).min(BLOCK as u64) as usize;
-        if data < at + len as u64 {
-            data = next_data(from, at.max(data));
-        }
-        let block = &mut block[..len];
-        if data >= at + len as u64 {
-            block.fill(0);
-        } else {
-            from.read_exact_at(block, at).at("read", place)?;
-        }
-        let written = each(block);
-        interrupt::check()?;
-        written.at("write", "the layer")?;
-        at += len as u64;
-    }
-    Ok(())
 }
 
 /// A layer being compressed.
