@@ -6,13 +6,14 @@ use std::{
 };
 
 use flate2::read::MultiGzDecoder;
-use tar::{Archive, EntryType, PaxExtensions};
+use tar::{EntryType, Header};
 
 use super::open_regular;
 use crate::{
     digest::{Digest, Hasher},
     error::{At, Result},
     interrupt,
+    pax::{BLOCK, padding},
 };
 
 /// Extended headers hold names and xattrs; the kernel bounds both far below this.
@@ -54,55 +55,122 @@ fn plain(path: &Path) -> Result<Box<dyn Read>> {
     })
 }
 
-fn entries(plain: &mut dyn Read, each: &mut dyn FnMut(Entry<'_>) -> io::Result<()>) -> io::Result<()> {
-    let mut archive = Archive::new(plain);
-    let (mut name, mut size) = (None, None);
-    // Raw: the crate would read an extended header of any size into memory.
-    for entry in archive.entries()?.raw(true) {
+fn entries(plain: &mut impl Read, each: &mut dyn FnMut(Entry<'_>) -> io::Result<()>) -> io::Result<()> {
+    // Not by the `tar` crate's own loop: it would read an extended header of any size into memory, or else overlook
+    // sizes beyond a header's own field.
+    let mut said = Extended::default();
+    while let Some(header) = header(plain)? {
         interrupt::check().map_err(io::Error::other)?;
-        let mut entry = entry?;
-        let kind = entry.header().entry_type();
-        match kind {
-            EntryType::XHeader | EntryType::XGlobalHeader | EntryType::GNULongName | EntryType::GNULongLink => {
-                let bytes = extension(&mut entry)?;
-                match kind {
-                    EntryType::XHeader => (name, size) = pax(&bytes)?,
-                    EntryType::GNULongName => name = Some(bytes.split(|&b| b == 0).next().unwrap_or_default().to_vec()),
-                    _ => {}
+        let kind = header.entry_type();
+        let size = said.size.filter(|_| !is_extension(kind)).map_or_else(|| header.entry_size(), Ok)?;
+        let size = if has_no_content(kind) { 0 } else { size };
+        let mut content = plain.by_ref().take(size);
+        if is_extension(kind) {
+            let bytes = extension(&mut content, size)?;
+            match kind {
+                EntryType::XHeader => said = Extended::of(&bytes)?,
+                EntryType::GNULongName => {
+                    said.name = Some(bytes.split(|&b| b == 0).next().unwrap_or_default().to_vec())
                 }
+                _ => {}
             }
-            _ => {
-                let short = || entry.header().path_bytes().into_owned();
-                let full = name.take().unwrap_or_else(short);
-                let size = size.take().unwrap_or(entry.size());
-                each(Entry { name: full, kind, size, content: &mut entry })?;
-            }
+        } else {
+            let name = said.name.take().unwrap_or_else(|| header.path_bytes().into_owned());
+            said = Extended::default();
+            each(Entry { name, kind, size, content: &mut content })?;
         }
+        skip(&mut content)?;
+        skip(&mut plain.by_ref().take(padding(size) as u64))?;
     }
     Ok(())
 }
 
-fn extension(entry: &mut tar::Entry<'_, &mut dyn Read>) -> io::Result<Vec<u8>> {
-    if entry.size() > MAX_EXTENSION {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "an extended header is larger than 16 MiB"));
+/// The next header; `None` at a block of zeros, or where the file ends instead.
+fn header(plain: &mut impl Read) -> io::Result<Option<Header>> {
+    let mut block = Vec::new();
+    plain.by_ref().take(BLOCK as u64).read_to_end(&mut block)?;
+    if block.iter().all(|&b| b == 0) {
+        return if matches!(block.len(), 0 | BLOCK) { Ok(None) } else { Err(cut()) };
     }
-    let mut bytes = Vec::new();
-    entry.read_to_end(&mut bytes)?;
-    Ok(bytes)
+    let mut header = Header::new_old();
+    header.as_mut_bytes().copy_from_slice(block.first_chunk::<BLOCK>().ok_or_else(cut)?);
+    // Its own field counts as spaces (POSIX.1, ustar, `chksum`).
+    let sum: u32 =
+        block.iter().enumerate().map(|(i, &b)| u32::from(if (148..156).contains(&i) { b' ' } else { b })).sum();
+    if header.cksum()? == sum { Ok(Some(header)) } else { Err(malformed("a header does not match its checksum")) }
 }
 
-/// Name and size of the next entry, where the extended header has them (POSIX pax).
-fn pax(bytes: &[u8]) -> io::Result<(Option<Vec<u8>>, Option<u64>)> {
-    let (mut name, mut size) = (None, None);
-    for record in PaxExtensions::new(bytes) {
-        let record = record?;
-        match record.key_bytes() {
-            b"path" => name = Some(record.value_bytes().to_vec()),
-            b"size" => size = record.value().ok().and_then(|v| v.parse().ok()),
-            _ => {}
-        }
+fn is_extension(kind: EntryType) -> bool {
+    use EntryType::{GNULongLink, GNULongName, XGlobalHeader, XHeader};
+    matches!(kind, XHeader | XGlobalHeader | GNULongName | GNULongLink)
+}
+
+/// Whatever size such an entry states, no content follows (Go's archive/tar, `isHeaderOnly`; hence containerd).
+fn has_no_content(kind: EntryType) -> bool {
+    use EntryType::{Block, Char, Directory, Fifo, Link, Symlink};
+    matches!(kind, Link | Symlink | Char | Block | Directory | Fifo)
+}
+
+fn extension(content: &mut dyn Read, size: u64) -> io::Result<Vec<u8>> {
+    if size > MAX_EXTENSION {
+        return Err(malformed("an extended header is larger than 16 MiB"));
     }
-    Ok((name, size))
+    let mut bytes = Vec::new();
+    content.read_to_end(&mut bytes)?;
+    if bytes.len() as u64 == size { Ok(bytes) } else { Err(cut()) }
+}
+
+/// Reads what is left of a part, which must be there.
+fn skip(part: &mut io::Take<impl Read>) -> io::Result<()> {
+    io::copy(part, &mut io::sink())?;
+    if part.limit() == 0 { Ok(()) } else { Err(cut()) }
+}
+
+fn cut() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "it ends in the middle of an entry")
+}
+
+fn malformed(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+/// What an extended header says of the next entry (POSIX.1, "pax Interchange Format").
+#[derive(Default)]
+struct Extended {
+    name: Option<Vec<u8>>,
+    size: Option<u64>,
+}
+
+impl Extended {
+    /// An empty value means the header's own; of several the last counts.
+    fn of(bytes: &[u8]) -> io::Result<Self> {
+        let mut said = Self::default();
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let (key, value, after) =
+                record(rest).ok_or_else(|| malformed("an extended header has a broken record"))?;
+            let number = || std::str::from_utf8(value).ok()?.parse().ok();
+            match key {
+                b"path" => said.name = Some(value.to_vec()).filter(|name| !name.is_empty()),
+                b"size" if value.is_empty() => said.size = None,
+                b"size" => said.size = Some(number().ok_or_else(|| malformed("an extended header has a broken size"))?),
+                _ => {}
+            }
+            rest = after;
+        }
+        Ok(said)
+    }
+}
+
+/// The first record, `<length> <key>=<value>\n`, and what follows it. Its length says where it ends: a name, or the value of
+/// an attribute, may hold any byte, a newline too.
+fn record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let space = bytes.iter().position(|&b| b == b' ')?;
+    let len: usize = std::str::from_utf8(bytes.get(..space)?).ok()?.parse().ok()?;
+    let (whole, rest) = bytes.split_at_checked(len)?;
+    let pair = whole.get(space + 1..)?.strip_suffix(b"\n")?;
+    let equals = pair.iter().position(|&b| b == b'=')?;
+    Some((pair.get(..equals)?, pair.get(equals + 1..)?, rest))
 }
 
 struct Hashing<R> {
@@ -172,6 +240,58 @@ mod tests {
         let right = (vec!["plain".into(), "long/".repeat(40), "café/x".into(), "last/".into()], Digest::of(&plain));
         for bytes in [&plain, &gzip, &zstd] {
             assert_eq!(names(bytes), right);
+        }
+    }
+
+    /// One entry with this extended header and this size in its own field, and its content.
+    fn extended(records: &[u8], size: u64, content: &[u8]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(EntryType::XHeader);
+        header.set_size(records.len() as u64);
+        builder.append_data(&mut header, "pax", records).unwrap();
+        let mut bytes = builder.into_inner().unwrap();
+        bytes.truncate(2 * BLOCK);
+        let mut header = tar::Header::new_ustar();
+        header.set_path("short").unwrap();
+        header.set_size(size);
+        header.set_cksum();
+        bytes.extend(header.as_bytes());
+        bytes.extend(content);
+        bytes.resize(bytes.len() + padding(content.len() as u64) + 2 * BLOCK, 0);
+        bytes
+    }
+
+    #[test]
+    fn a_record_ends_where_its_length_says() {
+        // A newline in a name, and in an attribute what looks like another record.
+        let records = b"17 path=new\nline\n41 SCHILY.xattr.user.k=\n16 path=impostor\n";
+        assert_eq!(names(&extended(records, 3, b"333")).0, ["new\nline"]);
+    }
+
+    #[test]
+    fn a_size_too_large_for_its_field_is_the_extended_headers() {
+        let bytes = extended(b"12 size=700\n", 0, &[7; 700]);
+        assert_eq!(names(&bytes).0, ["short"]);
+        let path = tempfile::NamedTempFile::new().unwrap();
+        fs::write(path.path(), &bytes).unwrap();
+        let mut sizes = Vec::new();
+        walk(path.path(), |entry| {
+            sizes.push(entry.size);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(sizes, [700]);
+    }
+
+    #[test]
+    fn what_is_cut_anywhere_is_no_tar() {
+        let whole = tar();
+        let end = whole.len() - 2 * BLOCK;
+        for len in (1..end).step_by(61).filter(|len| len % BLOCK != 0) {
+            let path = tempfile::NamedTempFile::new().unwrap();
+            fs::write(path.path(), &whole[..len]).unwrap();
+            assert!(walk(path.path(), |_| Ok(())).is_err(), "cut to {len}");
         }
     }
 
