@@ -56,8 +56,7 @@ pub struct Index {
     /// Often absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub media_type: Option<String>,
-    /// The entries, in order.
-    #[serde(default)]
+    /// The entries, in order. Required: an index whose key for them is damaged is not an empty one.
     pub manifests: Vec<Descriptor>,
     /// Free-form.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

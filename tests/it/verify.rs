@@ -1,14 +1,16 @@
 //! `verify` finds every damage, all at once, and nothing in sound layouts.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
 
 use serde_json::Value;
 
-use crate::harness::{Sandbox, blob_path, copy_tree, digests_out, document, entry, fixture, index};
+use dewar::layout::Layout;
+
+use crate::harness::{Sandbox, blob_path, contents, copy_tree, digests_out, document, entry, fixture, index};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const CRIU: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
@@ -256,4 +258,153 @@ fn the_verdict_comes_as_json_too() {
     let verdict = bad.sandbox.dewar(&["verify", "layout", "--json"]).exits(1).json();
     assert_eq!(verdict["findings"].as_array().unwrap().len(), 1);
     assert!(verdict["findings"][0]["what"].as_str().unwrap().ends_with("is missing"));
+}
+
+/// `verify` of a layout as the program would say it: findings, or why it could not look. Empty if the layout is sound.
+fn said(dir: &Path) -> String {
+    let verdict = Layout::open(dir).and_then(|layout| dewar::job::verify::verify(&layout));
+    match verdict {
+        Ok(verdict) => verdict.findings.iter().map(|finding| format!("{finding}\n")).collect(),
+        Err(e) => {
+            let causes = std::iter::successors(Some(&e as &dyn std::error::Error), |e| e.source());
+            causes.map(|e| format!("{e}\n")).collect()
+        }
+    }
+}
+
+/// Flips bits of a file, one at a time, and tells `each` what is said of the layout then, and of which bit.
+fn flip_bits(dir: &Path, file: &str, bits: impl Iterator<Item = usize>, mut each: impl FnMut(usize, &[u8], String)) {
+    let path = dir.join(file);
+    let sound = fs::read(&path).unwrap();
+    let mut changed = sound.clone();
+    for bit in bits {
+        changed[bit / 8] ^= 1 << (bit % 8);
+        fs::write(&path, &changed).unwrap();
+        each(bit, &changed, said(dir));
+        changed[bit / 8] = sound[bit / 8];
+    }
+    fs::write(&path, &sound).unwrap();
+    assert_eq!(said(dir), "", "it was the flip");
+}
+
+/// At most so many bits of a blob: one of every byte, each bit in turn, of small ones; evenly spread over large ones.
+const MOST_FLIPS: usize = 250;
+
+#[test]
+fn a_flipped_bit_of_any_blob_is_found_and_named() {
+    let bad = Bad::new();
+    for (path, _) in contents(&bad.dir()).into_iter().filter(|(_, content)| content.is_some()) {
+        let Some(name) = path.to_str().unwrap().strip_prefix("blobs/sha256/").map(str::to_owned) else { continue };
+        let len = fs::metadata(bad.dir().join(&path)).unwrap().len() as usize;
+        let bits = (0..len).step_by(len.div_ceil(MOST_FLIPS)).enumerate().map(|(i, byte)| byte * 8 + i % 8);
+        flip_bits(&bad.dir(), path.to_str().unwrap(), bits.chain([len * 8 - 1]), |bit, _, said| {
+            assert!(said.contains(&name), "bit {bit} of {name}: {said:?}");
+        });
+        // And so says the program.
+        let mut bytes = fs::read(bad.dir().join(&path)).unwrap();
+        bytes[len / 2] ^= 1;
+        fs::write(bad.dir().join(&path), bytes).unwrap();
+        assert!(bad.sandbox.dewar(&["verify", "layout"]).exits(1).text().contains(&name));
+        fs::copy(fixture("layout/web").join(&path), bad.dir().join(&path)).unwrap();
+    }
+}
+
+#[test]
+fn a_flipped_bit_of_the_layouts_marker_is_found_and_named() {
+    let bad = Bad::new();
+    let bits = fs::metadata(bad.dir().join("oci-layout")).unwrap().len() as usize * 8;
+    flip_bits(&bad.dir(), "oci-layout", 0..bits, |bit, _, said| {
+        assert!(said.contains("oci-layout"), "bit {bit} of oci-layout: {said:?}");
+    });
+}
+
+/// What an index.json says that nobody checks: places where a flipped bit leaves a layout that passes for sound, each once,
+/// entries without their numbers. Every `step`th bit is tried; with one that is no multiple of 2 all bits of a byte get
+/// their turn.
+fn missed_in_index(dir: &Path, step: usize) -> Vec<String> {
+    let sound = index(dir);
+    let bits = fs::metadata(dir.join("index.json")).unwrap().len() as usize * 8;
+    let mut missed = BTreeSet::new();
+    flip_bits(dir, "index.json", (0..bits).step_by(step), |bit, changed, said| {
+        if said.is_empty() {
+            differing("", &sound, &crate::harness::json(changed), &mut missed);
+        } else {
+            let named = said.contains("index.json") || said.contains("localhost/") || said.contains("blobs/sha256/");
+            assert!(named, "bit {bit} of index.json: {said:?}");
+        }
+    });
+    missed.into_iter().collect()
+}
+
+/// Where two documents differ: the values that are others, the keys that are gone.
+fn differing(at: &str, was: &Value, is: &Value, places: &mut BTreeSet<String>) {
+    match (was, is) {
+        _ if was == is => {}
+        (Value::Object(old), Value::Object(new)) => old.iter().for_each(|(key, was)| match new.get(key) {
+            Some(is) => differing(&format!("{at}/{key}"), was, is, places),
+            None => drop(places.insert(format!("key   {at}/{key}"))),
+        }),
+        (Value::Array(old), Value::Array(new)) => {
+            old.iter().zip(new).for_each(|(was, is)| differing(&format!("{at}/*"), was, is, places))
+        }
+        _ => drop(places.insert(format!("value {at}"))),
+    }
+}
+
+/// No digest covers `index.json`, the root of all: what stands there beside digests and sizes is taken at its word.
+#[test]
+fn a_flipped_bit_of_the_index_is_found_or_known_to_be_missed() {
+    let bad = Bad::new();
+    insta::assert_snapshot!(missed_in_index(&bad.dir(), 5).join("\n"), @r"
+    key   /manifests/*/annotations
+    key   /manifests/*/annotations/io.containerd.image.name
+    key   /manifests/*/annotations/org.criu.checkpoint.cgroup.version
+    key   /manifests/*/annotations/org.criu.checkpoint.container.name
+    key   /manifests/*/annotations/org.criu.checkpoint.criu.version
+    key   /manifests/*/annotations/org.criu.checkpoint.engine.name
+    key   /manifests/*/annotations/org.criu.checkpoint.engine.version
+    key   /manifests/*/annotations/org.criu.checkpoint.host.arch
+    key   /manifests/*/annotations/org.criu.checkpoint.host.kernel
+    key   /manifests/*/annotations/org.criu.checkpoint.rootfsImageName
+    key   /manifests/*/annotations/org.criu.checkpoint.runtime.name
+    key   /manifests/*/annotations/org.dewar.container.namespace
+    key   /manifests/*/annotations/org.opencontainers.image.created
+    key   /manifests/*/annotations/org.opencontainers.image.ref.name
+    key   /mediaType
+    value /manifests/*/annotations/io.containerd.image.name
+    value /manifests/*/annotations/org.criu.checkpoint.cgroup.version
+    value /manifests/*/annotations/org.criu.checkpoint.container.name
+    value /manifests/*/annotations/org.criu.checkpoint.criu.version
+    value /manifests/*/annotations/org.criu.checkpoint.engine.name
+    value /manifests/*/annotations/org.criu.checkpoint.engine.version
+    value /manifests/*/annotations/org.criu.checkpoint.host.arch
+    value /manifests/*/annotations/org.criu.checkpoint.host.kernel
+    value /manifests/*/annotations/org.criu.checkpoint.rootfsImageName
+    value /manifests/*/annotations/org.criu.checkpoint.runtime.name
+    value /manifests/*/annotations/org.dewar.container.namespace
+    value /manifests/*/annotations/org.opencontainers.image.created
+    value /manifests/*/annotations/org.opencontainers.image.ref.name
+    value /manifests/*/mediaType
+    ");
+}
+
+#[test]
+fn an_index_or_a_descriptor_without_what_it_must_have_is_not_sound() {
+    for (old, new, code, why) in [
+        (r#""manifests":"#, r#""manifestz":"#, 2, "missing field `manifests`"),
+        (
+            r#""mediaType":"application/vnd.oci.image.index.v1+json","manifests""#,
+            r#""mediaType":"x","manifests""#,
+            1,
+            "index.json",
+        ),
+        (r#"{"mediaType":"#, r#"{"mediaTypf":"#, 1, "no media type"),
+    ] {
+        let bad = Bad::new();
+        let text = fs::read_to_string(bad.dir().join("index.json")).unwrap();
+        assert!(text.contains(old));
+        fs::write(bad.dir().join("index.json"), text.replace(old, new)).unwrap();
+        let ran = bad.sandbox.dewar(&["verify", "layout"]).exits(code);
+        assert!((ran.text() + &ran.stderr).contains(why), "{}{}", ran.text(), ran.stderr);
+    }
 }

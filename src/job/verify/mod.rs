@@ -204,6 +204,9 @@ impl<'a> Verify<'a> {
 
     /// True if the blob is what its descriptor says.
     fn blob(&mut self, at: &str, descriptor: &Descriptor) -> Result<bool> {
+        if descriptor.media_type.is_empty() {
+            self.find(at, "its descriptor has no media type");
+        }
         match self.sum(&descriptor.digest)? {
             Err(why) => self.find(at, &format!("blob {} {why}", descriptor.digest)),
             Ok((_, size)) if size != descriptor.size => {
