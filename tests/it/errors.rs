@@ -285,7 +285,7 @@ fn no_space() {
 }
 
 /// Runs `dewar` as the user nobody, or as who we are if that is not root.
-fn as_nobody(sandbox: &Sandbox, args: &[&str]) -> Ran {
+pub fn as_nobody(sandbox: &Sandbox, args: &[&str]) -> Ran {
     if !is_root() {
         return sandbox.dewar(args);
     }

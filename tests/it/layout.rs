@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::harness::{Ran, Sandbox, contents, index, json};
 
 /// The upperdir of the store fixture's container `web`.
-fn upper(sandbox: &Sandbox) -> std::path::PathBuf {
+pub fn upper(sandbox: &Sandbox) -> std::path::PathBuf {
     let right = crate::harness::expected("store/expected.json");
     let web = right["containers"].as_array().unwrap().iter().find(|c| c["id"] == "web").unwrap();
     sandbox.root().join(web["upper"].as_str().unwrap())

@@ -26,5 +26,7 @@ mod readme;
 mod rw;
 /// `-o x.tar` and `-o -`: the same layout as one plain tar.
 mod tar_form;
+/// Trees that change, break or lie while they are read.
+mod trouble;
 /// `verify` finds every damage, all at once.
 mod verify;
