@@ -80,6 +80,11 @@ impl<'p, 'a> Walk<'p, 'a> {
                 self.packer.leave_out(&path, None, Why::Unreadable(why));
                 continue;
             }
+            if let (Ok(None), Ok(None)) = (&base, &active) {
+                let gone = io::Error::from(rustix::io::Errno::NOENT);
+                self.packer.leave_out(&path, None, Why::Unreadable(gone.to_string()));
+                continue;
+            }
             let pair = Pair { path: &path, name: &name, base: base.ok().flatten(), active: active.ok().flatten() };
             if each(&pair, self.packer)? {
                 self.enter(&pair);

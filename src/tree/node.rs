@@ -219,8 +219,7 @@ impl Node {
     /// How long the value of an extended attribute is; 0 if it is not there (any more).
     pub fn xattr_len(&self, name: &[u8]) -> usize {
         let path = self.proc_path();
-        let empty: &mut [u8] = &mut [];
-        CString::new(name).ok().and_then(|name| fs::getxattr(path.as_str(), name.as_c_str(), empty).ok()).unwrap_or(0)
+        CString::new(name).ok().and_then(|name| fs::getxattr_query(path.as_str(), name.as_c_str()).ok()).unwrap_or(0)
     }
 
     /// Which file system it is on, by its magic number (statfs(2), `f_type`).
