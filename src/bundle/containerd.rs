@@ -84,6 +84,9 @@ fn checkpoint_entry(blob: Blob, parts: &Parts) -> Descriptor {
     if let Some(base) = parts.base.as_ref().filter(|base| !base.carried) {
         entry = entry.with(names::IMAGE_OMITTED, &base.name);
     }
+    if let Some(Ok(Some(recreated))) = parts.base.as_ref().map(|base| &base.recreated) {
+        entry = recreated.annotate(entry);
+    }
     named(entry, &parts.reference).with(names::CREATED, parts.created.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
 }
 
@@ -119,9 +122,10 @@ mod tests {
         Base {
             name: "localhost/base:1".into(),
             target: Descriptor::new(names::MANIFEST, Digest::of(b"base"), 4),
-            local: Some(Local { manifest: Manifest { config, layers: Vec::new() }, config: Vec::new() }),
+            local: Some(Local { manifest: Manifest { config, layers: Vec::new(), subject: None }, config: Vec::new() }),
             missing: Vec::new(),
             carried: true,
+            recreated: Ok(None),
         }
     }
 

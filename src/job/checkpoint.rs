@@ -10,7 +10,10 @@ use std::{collections::BTreeMap, path::Path, time::Instant};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::locate::{Target, with_causes};
+use super::{
+    layers,
+    locate::{Target, with_causes},
+};
 use crate::{
     binds::{self, Captured},
     bundle::{self, Bind, Bundle, Parts},
@@ -247,13 +250,12 @@ impl Run<'_> {
 
     fn base(&mut self, target: &Target, layout: &Layout, staging: &Staging) -> Result<Option<Base>> {
         let Some(image) = &target.image else { return Ok(None) };
-        let base = image::export(&Content::of(self.host), image, staging, self.options.image)?;
+        let snapshots = |chain| layers::committed(self.host, &target.container, chain);
+        let base = image::export(&Content::of(self.host), image, staging, self.options.image, &snapshots)?;
         if base.carried {
             refuse_other_image(&base, layout)?;
         }
-        self.findings.extend(base.missing.iter().map(|blob| {
-            format!("not in the content store: {blob} of {}; the target needs the image itself", base.name)
-        }));
+        self.note_missing(&base);
         if let (Some(parent), Some(chain)) = (&target.parent, base.chain_id())
             && *parent != chain.to_string()
         {
@@ -264,6 +266,25 @@ impl Run<'_> {
             ));
         }
         Ok(Some(base))
+    }
+
+    /// What the content store lacks, and what became of it.
+    fn note_missing(&mut self, base: &Base) {
+        let (name, missing) = (&base.name, base.missing.iter());
+        match &base.recreated {
+            Ok(Some(recreated)) => {
+                let (notes, findings) = recreated.account(name, missing.len());
+                self.notes.extend(notes);
+                self.findings.extend(findings);
+                return;
+            }
+            Ok(None) => {}
+            Err(why) => self.findings.push(format!("{name} could not be made again from its snapshots: {why}")),
+        }
+        self.findings.extend(
+            missing
+                .map(|blob| format!("not in the content store: {blob} of {name}; the target needs the image itself")),
+        );
     }
 
     fn hold(&self, target: &Target) -> Result<Still> {

@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod inspect;
+pub mod layers;
 pub mod list;
 pub mod locate;
 pub mod thaw;

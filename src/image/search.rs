@@ -1,0 +1,535 @@
+//! Which writer wrote a layer: its entries are written in every known style until the digest is the recorded one.
+//!
+//! What unpacking lost is guessed from what is left: a candidate is a style, the owners' names it would have known, and a
+//! moment for what has no time any more. Candidates whose headers are alike are one. Contents are read once for several.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io::{self, Read, Write},
+    thread,
+};
+
+use super::{
+    dialect::{Header, Kind as HeaderKind},
+    entries::{Entries, Entry, What},
+    style::{Names, Order, STYLES, Style},
+};
+use crate::{
+    digest::{Digest, Hasher},
+    error::{At, Error, Result},
+    interrupt,
+    pax::{self, Time, Type},
+    tree::{FileId, Kind, Node},
+};
+
+/// What a layer's tar must sum to.
+#[derive(Debug, Clone, Copy)]
+pub enum Goal {
+    /// This, as the image's config says.
+    DiffId(Digest),
+    /// This, on the chain below, makes this chain: the key of its snapshot.
+    Chain {
+        /// The chain id of the layers below.
+        below: Option<Digest>,
+        /// The chain id with this layer.
+        whole: Digest,
+    },
+    /// Nobody knows.
+    Unknown,
+}
+
+impl Goal {
+    /// True if a tar of this diff id is the layer's.
+    pub fn is_met(&self, diff_id: &Digest) -> bool {
+        match self {
+            Self::DiffId(wanted) => wanted == diff_id,
+            Self::Chain { below: None, whole } => whole == diff_id,
+            Self::Chain { below: Some(below), whole } => Digest::of(format!("{below} {diff_id}").as_bytes()) == *whole,
+            Self::Unknown => false,
+        }
+    }
+}
+
+/// The names that owners had where the layer was made.
+#[derive(Debug, Clone, Default)]
+pub struct Owners {
+    users: BTreeMap<u32, String>,
+    groups: BTreeMap<u32, String>,
+}
+
+impl Owners {
+    /// From the image's `/etc/passwd` and `/etc/group`; `root` at least.
+    pub fn of(passwd: &[u8], group: &[u8]) -> Self {
+        Self { users: names(passwd), groups: names(group) }
+    }
+}
+
+/// `name:…:id:…`; the first of an id counts, as for `getpwuid`.
+fn names(table: &[u8]) -> BTreeMap<u32, String> {
+    let mut all = BTreeMap::new();
+    for line in table.split(|&b| b == b'\n').filter_map(|line| std::str::from_utf8(line).ok()) {
+        let mut fields = line.split(':');
+        let (name, id) = (fields.next().unwrap_or_default(), fields.nth(1).and_then(|id| id.parse().ok()));
+        // The field holds 31 bytes and a NUL.
+        if let Some(id) = id.filter(|_| (1..=31).contains(&name.len())) {
+            all.entry(id).or_insert_with(|| name.to_owned());
+        }
+    }
+    all.entry(0).or_insert_with(|| "root".to_owned());
+    all
+}
+
+/// A style with all that it leaves open.
+#[derive(Debug, Clone, Copy)]
+pub struct Candidate<'a> {
+    /// Who wrote it.
+    pub style: &'static Style,
+    moment: Time,
+    owners: &'a Owners,
+}
+
+/// How many tars one thread makes at once.
+const AT_ONCE: usize = 6;
+
+/// So much is hashed for one layer at most, a minute or two; a larger layer is still tried in the likeliest styles.
+const MAX_HASHED: u64 = 64 << 30;
+
+/// Finds the candidate that meets `goal`. `size` is the tar's length where it is known; `before` wrote the layer below.
+pub fn find<'a>(
+    entries: &Entries,
+    goal: Goal,
+    size: Option<u64>,
+    owners: &'a Owners,
+    moments: &[Time],
+    before: Option<&'static Style>,
+) -> Result<Option<Candidate<'a>>> {
+    let candidates = candidates(entries, size, owners, moments, before)?;
+    let content: u64 = entries.all.iter().map(|e| e.size).sum();
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(8);
+    let mut hashed = 0_u64;
+    for batch in candidates.chunks(AT_ONCE * threads) {
+        let found: Result<Vec<_>> = thread::scope(|scope| {
+            let share = batch.len().div_ceil(threads);
+            let running: Vec<_> =
+                batch.chunks(share).map(|part| scope.spawn(|| attempt(entries, goal, part))).collect();
+            running.into_iter().map(|t| t.join().unwrap_or_else(|_| Ok(None))).collect()
+        });
+        if let Some(hit) = found?.into_iter().flatten().next() {
+            return Ok(Some(hit));
+        }
+        hashed = hashed.saturating_add(content.saturating_mul(batch.len() as u64));
+        if hashed > MAX_HASHED {
+            break;
+        }
+    }
+    Ok(None)
+}
+
+fn attempt<'a>(entries: &Entries, goal: Goal, candidates: &[Candidate<'a>]) -> Result<Option<Candidate<'a>>> {
+    for order in [Order::Walk, Order::Bytes] {
+        let ours = candidates.iter().filter(|c| c.style.order == order);
+        let mut tracks: Vec<_> = ours.map(|c| Track::new(*c, None)).collect();
+        if tracks.is_empty() {
+            continue;
+        }
+        play(entries, order, true, &mut tracks)?;
+        if let Some(hit) = tracks.into_iter().find(|t| t.is_able && goal.is_met(&t.hasher.clone().finish())) {
+            return Ok(Some(hit.how));
+        }
+    }
+    Ok(None)
+}
+
+/// All that differ, the likeliest first.
+fn candidates<'a>(
+    entries: &Entries,
+    size: Option<u64>,
+    owners: &'a Owners,
+    moments: &[Time],
+    before: Option<&'static Style>,
+) -> Result<Vec<Candidate<'a>>> {
+    let guesses = if moments.is_empty() { &[Time { secs: 0, nanos: 0 }][..] } else { moments };
+    let same = |style: &&'static Style| before.is_some_and(|b| std::ptr::eq(b, *style));
+    let likely = STYLES.iter().filter(same).chain(STYLES.iter().filter(|s| !same(s)));
+    let all: Vec<_> =
+        likely.flat_map(|style| guesses.iter().map(move |&moment| Candidate { style, moment, owners })).collect();
+    let mut unlike: Vec<(Digest, usize)> = Vec::new();
+    for order in [Order::Walk, Order::Bytes] {
+        let (places, mut tracks): (Vec<_>, Vec<_>) = all
+            .iter()
+            .enumerate()
+            .filter(|(_, c)| c.style.order == order)
+            .map(|(i, c)| (i, Track::new(*c, None)))
+            .unzip();
+        play(entries, order, false, &mut tracks)?;
+        for (place, track) in places.into_iter().zip(tracks) {
+            if track.is_able && size.is_none_or(|size| size == track.len) {
+                unlike.push((track.hasher.finish(), place));
+            }
+        }
+    }
+    unlike.sort_by_key(|&(_, place)| place);
+    let mut seen = std::collections::HashSet::new();
+    unlike.retain(|(headers, _)| seen.insert(*headers));
+    Ok(unlike.into_iter().map(|(_, place)| all[place]).collect())
+}
+
+/// Moments at which the unknown may have been: most of the layer's files are of one, or its last or first.
+pub fn moments(entries: &Entries, more: &[Time]) -> Vec<Time> {
+    let mut counts: BTreeMap<i64, usize> = BTreeMap::new();
+    for entry in entries.all.iter().filter(|e| matches!(e.what, What::Inode(_))) {
+        *counts.entry(entry.mtime.secs).or_default() += 1;
+    }
+    let usual = counts.iter().max_by_key(|(secs, count)| (**count, **secs)).map(|(secs, _)| *secs);
+    let dirs = entries.all.iter().filter(|e| e.what == What::Inode(Kind::Directory)).map(|e| e.mtime.secs).max();
+    let ends = [counts.keys().next_back().copied(), counts.keys().next().copied()];
+    let known = [usual, dirs].into_iter().chain(ends).flatten().map(|secs| Time { secs, nanos: 0 });
+    let mut all: Vec<Time> = Vec::new();
+    for moment in known.chain(more.iter().copied()).chain([Time::default()]) {
+        if !all.contains(&moment) {
+            all.push(moment);
+        }
+    }
+    all
+}
+
+/// Writes the layer as `how` says; the digest of what was written.
+pub fn write(entries: &Entries, how: Candidate<'_>, out: &mut dyn Write) -> Result<Digest> {
+    let mut tracks = [Track::new(how, Some(out))];
+    play(entries, how.style.order, true, &mut tracks)?;
+    let [track] = tracks;
+    Ok(track.hasher.finish())
+}
+
+/// One tar being made.
+struct Track<'a, 'o> {
+    how: Candidate<'a>,
+    hasher: Hasher,
+    len: u64,
+    /// The style can hold all entries so far.
+    is_able: bool,
+    first_whiteout: Vec<u8>,
+    out: Option<&'o mut dyn Write>,
+}
+
+impl<'a, 'o> Track<'a, 'o> {
+    fn new(how: Candidate<'a>, out: Option<&'o mut dyn Write>) -> Self {
+        Self { how, hasher: Hasher::default(), len: 0, is_able: true, first_whiteout: Vec::new(), out }
+    }
+
+    fn feed(&mut self, bytes: &[u8]) -> Result<()> {
+        self.len += bytes.len() as u64;
+        self.hasher.update(bytes);
+        self.out.as_mut().map_or(Ok(()), |out| out.write_all(bytes)).at("write", "a layer")
+    }
+
+    fn header(&mut self, header: &Header) -> Result<()> {
+        match self.how.style.dialect.encode(header) {
+            Some(bytes) => self.feed(&bytes),
+            None => {
+                self.is_able = false;
+                Ok(())
+            }
+        }
+    }
+
+    fn root(&mut self) -> Result<()> {
+        let Some(name) = self.how.style.root else { return Ok(()) };
+        let mut header = Header {
+            kind: HeaderKind(Type::Directory),
+            name: name.into(),
+            mode: 0o755,
+            mtime: self.how.moment,
+            ..Header::default()
+        };
+        self.owners(&mut header);
+        self.header(&header)
+    }
+
+    fn entry(&mut self, entry: &Entry, link: Option<&[u8]>) -> Result<()> {
+        let mut header = match entry.what {
+            What::Inode(kind) => self.inode(entry, kind, link),
+            What::Whiteout => self.whiteout(entry),
+            What::Opaque => self.opaque(entry),
+        };
+        self.owners(&mut header);
+        self.header(&header)
+    }
+
+    fn inode(&self, entry: &Entry, kind: Kind, link: Option<&[u8]>) -> Header {
+        let Style { prefix, type_bits, dialect, .. } = self.how.style;
+        let (kind, bits) = match kind {
+            Kind::Directory => (Type::Directory, 0o040_000),
+            Kind::Symlink => (Type::Symlink, 0o120_000),
+            Kind::Char => (Type::Char, 0o020_000),
+            Kind::Block => (Type::Block, 0o060_000),
+            Kind::Fifo => (Type::Fifo, 0o010_000),
+            Kind::File | Kind::Socket => (Type::File, 0o100_000),
+        };
+        let has_xattrs = link.is_none() || dialect.repeats_xattrs();
+        Header {
+            kind: HeaderKind(if link.is_some() { Type::HardLink } else { kind }),
+            name: [prefix.as_bytes(), &entry.path, if kind == Type::Directory { b"/" } else { b"" }].concat(),
+            link: link.map_or_else(|| entry.target.clone(), |to| [prefix.as_bytes(), to].concat()),
+            mode: entry.mode | if *type_bits { bits } else { 0 },
+            uid: entry.uid,
+            gid: entry.gid,
+            size: if link.is_some() { 0 } else { entry.size },
+            mtime: entry.mtime,
+            device: entry.device,
+            xattrs: if has_xattrs { entry.xattrs.clone() } else { Vec::new() },
+            ..Header::default()
+        }
+    }
+
+    fn whiteout(&mut self, entry: &Entry) -> Header {
+        let Style { prefix, marks, .. } = self.how.style;
+        let (dir, name) = entry.path.split_at(entry.path.iter().rposition(|&b| b == b'/').map_or(0, |at| at + 1));
+        let name = [prefix.as_bytes(), dir, b".wh.", name].concat();
+        if self.first_whiteout.is_empty() {
+            self.first_whiteout.clone_from(&name);
+        }
+        let is_further = marks.linked && self.first_whiteout != name;
+        Header {
+            name,
+            link: if is_further { self.first_whiteout.clone() } else { Vec::new() },
+            mode: marks.mode,
+            uid: entry.uid,
+            gid: entry.gid,
+            mtime: if marks.timed { self.how.moment } else { Time::default() },
+            ..Header::default()
+        }
+    }
+
+    fn opaque(&self, entry: &Entry) -> Header {
+        let Style { prefix, marks, .. } = self.how.style;
+        let name = [prefix.as_bytes(), &entry.path, b"/.wh..wh..opq"].concat();
+        let bare = Header { name, ..Header::default() };
+        if !marks.opaque_as_dir {
+            return bare;
+        }
+        Header { mode: entry.mode & 0o777, uid: entry.uid, gid: entry.gid, ..bare }
+    }
+
+    fn owners(&self, header: &mut Header) {
+        let name = |all: &BTreeMap<u32, String>, id: u32| match self.how.style.names {
+            Names::Root if id == 0 => "root".to_owned(),
+            Names::Image => all.get(&id).cloned().unwrap_or_default(),
+            Names::None | Names::Root => String::new(),
+        };
+        header.root = if self.how.style.names == Names::None { "" } else { "root" };
+        header.uname = name(&self.how.owners.users, header.uid);
+        header.gname = name(&self.how.owners.groups, header.gid);
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.feed(&pax::END)?;
+        let record = self.how.style.record;
+        let missing = self.len.next_multiple_of(record) - self.len;
+        self.feed(&vec![0; usize::try_from(missing).unwrap_or(0)])
+    }
+}
+
+/// Writes all entries in all tracks; without `contents`, only their headers are hashed, and their lengths counted.
+fn play(entries: &Entries, order: Order, contents: bool, tracks: &mut [Track<'_, '_>]) -> Result<()> {
+    let order = entries.in_order(order);
+    let mut firsts: HashMap<FileId, usize> = HashMap::new();
+    let mut reader = Reader { last: None, buffer: vec![0; 1 << 18] };
+    for track in tracks.iter_mut() {
+        track.root()?;
+    }
+    for i in order {
+        interrupt::check()?;
+        let entry = &entries.all[i];
+        let first = entry.shared.map_or(i, |inode| *firsts.entry(inode).or_insert(i));
+        let link = (first != i).then(|| entries.all[first].path.as_slice());
+        for track in tracks.iter_mut().filter(|t| t.is_able) {
+            track.entry(entry, link)?;
+        }
+        let is_file = entry.what == What::Inode(Kind::File) && link.is_none() && entry.size > 0;
+        if is_file && contents {
+            reader.content(entries, entry, tracks)?;
+        } else if is_file {
+            tracks.iter_mut().for_each(|t| t.len += entry.size.next_multiple_of(pax::BLOCK as u64));
+        }
+    }
+    tracks.iter_mut().try_for_each(Track::end)
+}
+
+struct Reader {
+    last: Option<(Vec<u8>, Node)>,
+    buffer: Vec<u8>,
+}
+
+impl Reader {
+    /// Exactly as many bytes as the header says: a committed layer does not change.
+    fn content(&mut self, entries: &Entries, entry: &Entry, tracks: &mut [Track<'_, '_>]) -> Result<()> {
+        let place = || String::from_utf8_lossy(&entry.path).into_owned();
+        let file: File = entries.open(&entry.path, &mut self.last)?;
+        let mut file = file.take(entry.size);
+        let mut left = entry.size;
+        while left > 0 {
+            interrupt::check()?;
+            let n = match file.read(&mut self.buffer) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                read => read.at("read", place())?,
+            };
+            let bytes = self.buffer.get(..n).filter(|bytes| !bytes.is_empty());
+            let bytes = bytes.ok_or_else(|| Error::malformed(place(), "is shorter than it was a moment ago"))?;
+            for track in tracks.iter_mut().filter(|t| t.is_able) {
+                track.feed(bytes)?;
+            }
+            left -= n as u64;
+        }
+        let padding = vec![0; pax::padding(entry.size)];
+        tracks.iter_mut().filter(|t| t.is_able).try_for_each(|track| track.feed(&padding))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path, process::Command};
+
+    use super::*;
+    use crate::{image::entries, snapshotter::RwLayer};
+
+    /// A bit of everything, of whole seconds.
+    const TREE: &str = r#"
+        n=$(printf 'n%.0s' {1..120}) d=$(printf 'd%.0s' {1..60})
+        mkdir -p etc usr/bin a/$d/$d a/$n-dir tmp
+        printf 'root:x:0:0::/:\nowner:x:1000:1000::/:\n' > etc/passwd
+        printf 'root:x:0:\nowners:x:1001:\n' > etc/group
+        ln etc/passwd etc/passwd2; ln -s passwd etc/link; mkfifo a/fifo
+        echo x > a/x; echo y > a-b; echo long > a/$n; echo deep > a/$d/$d/file
+        ln -s $(printf 't%.0s' {1..130}) a/longlink; head -c 300000 /dev/zero > usr/zeros
+        echo own > usr/bin/own; chmod 4755 usr/bin/own; chmod 1777 tmp
+        if [ $(id -u) = 0 ]; then
+            chown 1000:1001 usr/bin/own; chown 3000000:7 usr/zeros; chmod 4755 usr/bin/own
+            mknod a/null c 1 3; mknod a/block b 8 17
+        fi
+        find . -exec touch -hd 2001-02-03T04:05:06Z {} +
+        touch -d 2002-02-03T04:05:06Z a/x
+    "#;
+
+    fn sh(dir: &Path, script: &str) {
+        let done = Command::new("bash").args(["-euc", script]).current_dir(dir).output().unwrap();
+        assert!(done.status.success(), "{script}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+
+    /// Packs a tree with `pack` (in the tree, to `../tar`), unpacks it elsewhere, and looks for the writer.
+    fn writer_of(tree: &str, pack: &str) -> Option<&'static str> {
+        let temp = tempfile::tempdir().unwrap();
+        let (from, to) = (temp.path().join("from"), temp.path().join("to"));
+        [&from, &to].map(|dir| fs::create_dir(dir).unwrap());
+        sh(&from, tree);
+        sh(&from, pack);
+        sh(&to, "tar --xattrs --xattrs-include='*' --delay-directory-restore -xpf ../tar");
+        let tar = fs::read(temp.path().join("tar")).unwrap();
+        let entries = entries::read(&RwLayer::Tree { dir: to.clone() }).unwrap().unwrap();
+        let table = |name: &str| fs::read(to.join("etc").join(name)).unwrap_or_default();
+        let owners = Owners::of(&table("passwd"), &table("group"));
+        let moments = moments(&entries, &[]);
+        let goal = Goal::DiffId(Digest::of(&tar));
+        let Some(found) = find(&entries, goal, None, &owners, &moments, None).unwrap() else {
+            eprintln!("{pack}: the nearest differs at {:?}", nearest(&entries, &owners, &moments, &tar));
+            return None;
+        };
+        let mut again = Vec::new();
+        assert_eq!(write(&entries, found, &mut again).unwrap(), Digest::of(&tar));
+        assert_eq!(again, tar);
+        Some(found.style.writer)
+    }
+
+    /// Which style goes along with a tar the longest: how far, who, and what both have there.
+    fn nearest(
+        entries: &Entries,
+        owners: &Owners,
+        moments: &[Time],
+        tar: &[u8],
+    ) -> Option<(usize, &'static str, [String; 2])> {
+        let all = candidates(entries, None, owners, moments, None).unwrap();
+        let far = all.iter().map(|how| {
+            let mut ours = Vec::new();
+            write(entries, *how, &mut ours).unwrap();
+            let at = ours.iter().zip(tar).take_while(|(a, b)| a == b).count();
+            let block = at / 512 * 512;
+            let text = |bytes: &[u8]| {
+                bytes.iter().skip(block).take(512).filter(|b| **b != 0).map(|b| b.escape_ascii().to_string()).collect()
+            };
+            (at, how.style.writer, [text(&ours), text(tar)])
+        });
+        far.max_by_key(|(at, ..)| *at)
+    }
+
+    #[test]
+    fn gnu_tar_is_hit_in_its_formats() {
+        for how in [
+            "--format=gnu --numeric-owner .",
+            "--format=gnu --numeric-owner a a-b etc tmp usr",
+            "--format=posix --pax-option=delete=atime,delete=ctime,exthdr.name=%d/PaxHeaders/%f --numeric-owner .",
+            "--format=posix --pax-option=delete=atime,delete=ctime --numeric-owner a a-b etc tmp usr",
+            "--format=gnu --owner=root:0 --group=root:0 .",
+            "--format=posix --pax-option=delete=atime,delete=ctime --owner=root:0 --group=root:0 .",
+        ] {
+            let found = writer_of(TREE, &format!("tar --sort=name {how} -cf ../tar"));
+            assert!(found.is_some_and(|w| w.starts_with("GNU tar")), "{how}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn owners_have_the_names_that_the_image_gives_them() {
+        let tree = "mkdir etc; getent passwd 0 1 > etc/passwd; getent group 0 2 > etc/group; echo > etc/x; echo > y
+            chown 1:2 etc/x || true; chown 77777:77777 y || true; find . -exec touch -hd 2001-02-03T04:05:06Z {} +";
+        let found = writer_of(tree, "tar --sort=name -cf ../tar .");
+        assert_eq!(found, Some("GNU tar"));
+    }
+
+    #[test]
+    fn what_short_names_need_no_records_for_is_hit_as_ustar() {
+        let tree =
+            "mkdir -p etc/a; echo x > etc/a/x; echo > etc/group; find . -exec touch -hd 2001-02-03T04:05:06Z {} +";
+        assert_eq!(
+            writer_of(tree, "tar --sort=name --format=ustar --numeric-owner -cf ../tar ."),
+            Some("GNU tar --format=posix")
+        );
+    }
+
+    #[test]
+    fn bsdtar_is_hit_in_the_order_of_a_sorted_list() {
+        if Command::new("bsdtar").arg("--version").output().is_err() {
+            eprintln!("skipped: no bsdtar here");
+            return;
+        }
+        // bsdtar cannot store a name of more than 100 bytes that has no place to split.
+        let tree = format!(
+            "{TREE}\nrm -r a/nnn*; find . -exec touch -hd 2001-02-03T04:05:06Z {{}} +; touch -d 2001-02-03T04:05:06.5Z a-b"
+        );
+        for how in ["--numeric-owner", ""] {
+            let pack = format!("find . | LC_ALL=C sort | bsdtar {how} -cnf ../tar -T -");
+            let tree = if how.is_empty() {
+                format!("{tree}; rm usr/bin/own usr/zeros; find . -exec touch -hd 2001-02-03T04:05:06Z {{}} +")
+            } else {
+                tree.clone()
+            };
+            assert_eq!(writer_of(&tree, &pack), Some("bsdtar"), "{how}");
+        }
+    }
+
+    #[test]
+    fn python_is_hit_in_its_gnu_format() {
+        let pack = "python3 -c \"import tarfile; t = tarfile.open('../tar', 'w', format=tarfile.GNU_FORMAT); t.add('.'); t.close()\"";
+        let tree = format!("{TREE}\nrm usr/bin/own usr/zeros; find . -exec touch -hd 2001-02-03T04:05:06Z {{}} +");
+        assert!(writer_of(&tree, pack).is_some_and(|w| w.starts_with("Python")));
+    }
+
+    #[test]
+    fn a_tar_of_no_known_writer_is_not_hit() {
+        assert_eq!(
+            writer_of(TREE, "tar --sort=name --format=posix --numeric-owner -cf ../tar ."),
+            None,
+            "times of access"
+        );
+        assert_eq!(writer_of(TREE, "find . | sort -r | tar --no-recursion -cf ../tar -T -"), None, "backwards");
+    }
+}
