@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::{
     Local, entries, fresh_config, oci_type,
-    search::{self, Candidate, Goal, Owners},
+    search::{self, Candidate, Goal, Moments, Owners},
     style::Style,
 };
 use crate::{
@@ -302,7 +302,7 @@ impl Maker<'_> {
             Err(e) => return hopeless(e),
         };
         let owners = self.owners(place);
-        let moments = search::moments(&entries, &self.created);
+        let moments = Moments::of(&entries, &self.created);
         let found = search::find(&entries, goal, plain.map(|layer| layer.size), &owners, &moments, self.before);
         let how: Candidate<'_> = match found {
             Ok(Some(how)) => how,

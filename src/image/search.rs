@@ -4,7 +4,7 @@
 //! moment for what has no time any more. Candidates whose headers are alike are one. Contents are read once for several.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::File,
     io::{self, Read, Write},
     thread,
@@ -101,7 +101,7 @@ pub fn find<'a>(
     goal: Goal,
     size: Option<u64>,
     owners: &'a Owners,
-    moments: &[Time],
+    moments: &Moments,
     before: Option<&'static Style>,
 ) -> Result<Option<Candidate<'a>>> {
     let candidates = candidates(entries, size, owners, moments, before)?;
@@ -141,57 +141,74 @@ fn attempt<'a>(entries: &Entries, goal: Goal, candidates: &[Candidate<'a>]) -> R
     Ok(None)
 }
 
-/// All that differ, the likeliest first.
+/// All that differ, the likeliest first. `size` is the tar's length where it is known.
 fn candidates<'a>(
     entries: &Entries,
     size: Option<u64>,
     owners: &'a Owners,
-    moments: &[Time],
+    moments: &Moments,
     before: Option<&'static Style>,
 ) -> Result<Vec<Candidate<'a>>> {
-    let guesses = if moments.is_empty() { &[Time { secs: 0, nanos: 0 }][..] } else { moments };
-    let same = |style: &&'static Style| before.is_some_and(|b| std::ptr::eq(b, *style));
-    let likely = STYLES.iter().filter(same).chain(STYLES.iter().filter(|s| !same(s)));
-    let all: Vec<_> =
-        likely.flat_map(|style| guesses.iter().map(move |&moment| Candidate { style, moment, owners })).collect();
-    let mut unlike: Vec<(Digest, usize)> = Vec::new();
+    let all = all(owners, moments, before);
+    let mut unlike: Vec<(usize, Digest)> = Vec::new();
     for order in [Order::Walk, Order::Bytes] {
-        let (places, mut tracks): (Vec<_>, Vec<_>) = all
-            .iter()
-            .enumerate()
-            .filter(|(_, c)| c.style.order == order)
-            .map(|(i, c)| (i, Track::new(*c, None)))
-            .unzip();
+        let ours = all.iter().enumerate().filter(|(_, c)| c.style.order == order);
+        let (places, mut tracks): (Vec<_>, Vec<_>) = ours.map(|(i, c)| (i, Track::new(*c, None))).unzip();
         play(entries, order, false, &mut tracks)?;
-        for (place, track) in places.into_iter().zip(tracks) {
-            if track.is_able && size.is_none_or(|size| size == track.len) {
-                unlike.push((track.hasher.finish(), place));
-            }
-        }
+        let able = places.into_iter().zip(tracks).filter(|(_, t)| t.is_able && size.is_none_or(|size| size == t.len));
+        unlike.extend(able.map(|(place, track)| (place, track.hasher.finish())));
     }
-    unlike.sort_by_key(|&(_, place)| place);
-    let mut seen = std::collections::HashSet::new();
-    unlike.retain(|(headers, _)| seen.insert(*headers));
-    Ok(unlike.into_iter().map(|(_, place)| all[place]).collect())
+    unlike.sort_unstable_by_key(|&(place, _)| place);
+    let mut seen = HashSet::new();
+    unlike.retain(|(_, headers)| seen.insert(*headers));
+    Ok(unlike.into_iter().map(|(place, _)| all[place]).collect())
 }
 
-/// Moments at which the unknown may have been: most of the layer's files are of one, or its last or first.
-pub fn moments(entries: &Entries, more: &[Time]) -> Vec<Time> {
-    let mut counts: BTreeMap<i64, usize> = BTreeMap::new();
-    for entry in entries.all.iter().filter(|e| matches!(e.what, What::Inode(_))) {
-        *counts.entry(entry.mtime.secs).or_default() += 1;
-    }
-    let usual = counts.iter().max_by_key(|(secs, count)| (**count, **secs)).map(|(secs, _)| *secs);
-    let dirs = entries.all.iter().filter(|e| e.what == What::Inode(Kind::Directory)).map(|e| e.mtime.secs).max();
-    let ends = [counts.keys().next_back().copied(), counts.keys().next().copied()];
-    let known = [usual, dirs].into_iter().chain(ends).flatten().map(|secs| Time { secs, nanos: 0 });
-    let mut all: Vec<Time> = Vec::new();
-    for moment in known.chain(more.iter().copied()).chain([Time::default()]) {
-        if !all.contains(&moment) {
-            all.push(moment);
+/// Every style at every moment; that of the layer below first, and the unlikely moments last.
+fn all<'a>(owners: &'a Owners, moments: &Moments, before: Option<&'static Style>) -> Vec<Candidate<'a>> {
+    let mut styles: Vec<&'static Style> = STYLES.iter().collect();
+    styles.sort_by_key(|style| !before.is_some_and(|before| std::ptr::eq(before, *style)));
+    let with = |style: &'static Style, moment: &Time| Candidate { style, moment: *moment, owners };
+    let likely = styles.iter().flat_map(|style| moments.likely.iter().map(|moment| with(style, moment)));
+    let timed = styles.iter().filter(|style| style.marks.timed);
+    likely.chain(timed.flat_map(|style| moments.later.iter().map(|moment| with(style, moment)))).collect()
+}
+
+/// What may be the time of that which has none any more.
+#[derive(Debug, Clone, Default)]
+pub struct Moments {
+    /// Most of the layer's files are of one; or its last or first; or one that the image tells.
+    likely: Vec<Time>,
+    /// After the layer's last change: when it was compared with what lies below.
+    later: Vec<Time>,
+}
+
+/// So many seconds may pass until a finished layer is packed.
+const LATER: i64 = 12;
+
+impl Moments {
+    /// Those of a layer, and `more` that the image tells.
+    pub fn of(entries: &Entries, more: &[Time]) -> Self {
+        let mut counts: BTreeMap<i64, usize> = BTreeMap::new();
+        for entry in entries.all.iter().filter(|e| matches!(e.what, What::Inode(_))) {
+            *counts.entry(entry.mtime.secs).or_default() += 1;
         }
+        let usual = counts.iter().max_by_key(|(secs, count)| (**count, **secs)).map(|(secs, _)| *secs);
+        let dirs = entries.all.iter().filter(|e| e.what == What::Inode(Kind::Directory)).map(|e| e.mtime.secs).max();
+        let last = counts.keys().next_back().copied();
+        let known = [usual, dirs, last, counts.keys().next().copied(), Some(0)].into_iter().flatten();
+        let at = |secs: i64| Time { secs, nanos: 0 };
+        let mut likely: Vec<Time> = Vec::new();
+        for moment in known.map(at).chain(more.iter().copied()) {
+            if !likely.contains(&moment) {
+                likely.push(moment);
+            }
+        }
+        let has_whiteouts = entries.all.iter().any(|e| e.what == What::Whiteout);
+        let later = last.filter(|_| has_whiteouts).into_iter();
+        let later = later.flat_map(|last| (1..=LATER).map(move |after| at(last.saturating_add(after)))).collect();
+        Self { likely, later }
     }
-    all
 }
 
 /// Writes the layer as `how` says; the digest of what was written.
@@ -429,7 +446,7 @@ mod tests {
         let entries = entries::read(&RwLayer::Tree { dir: to.clone() }).unwrap().unwrap();
         let table = |name: &str| fs::read(to.join("etc").join(name)).unwrap_or_default();
         let owners = Owners::of(&table("passwd"), &table("group"));
-        let moments = moments(&entries, &[]);
+        let moments = Moments::of(&entries, &[]);
         let goal = Goal::DiffId(Digest::of(&tar));
         let Some(found) = find(&entries, goal, None, &owners, &moments, None).unwrap() else {
             eprintln!("{pack}: the nearest differs at {:?}", nearest(&entries, &owners, &moments, &tar));
@@ -445,7 +462,7 @@ mod tests {
     fn nearest(
         entries: &Entries,
         owners: &Owners,
-        moments: &[Time],
+        moments: &Moments,
         tar: &[u8],
     ) -> Option<(usize, &'static str, [String; 2])> {
         let all = candidates(entries, None, owners, moments, None).unwrap();
