@@ -103,6 +103,9 @@ pub const PYTHON_OLD: Dialect =
 /// See [`PYTHON_OLD`].
 pub const PYTHON: Dialect =
     Dialect { magic: b"ustar  \0", digits: Digits::Nul, idle: &[0; 8], long: Long::Entries { mode: 0 } };
+/// Python's `tarfile`, its other formats, where they need no records.
+pub const PYTHON_USTAR: Dialect =
+    Dialect { magic: b"ustar\x0000", digits: Digits::Nul, idle: &[0; 8], long: Long::Split };
 
 /// Lengths of the fields for names.
 const NAME: usize = 100;

@@ -75,13 +75,14 @@ impl Recreated {
         self.layers.iter().all(|layer| layer.writer.is_some())
     }
 
-    /// In words: what is as it was, and what is not; `missing` blobs were gone.
-    pub fn account(&self, name: &str, missing: usize) -> (Vec<String>, Vec<String>) {
+    /// In words: what is as it was, and what is not. `missing` names the blobs that are gone.
+    pub fn account(&self, name: &str, missing: &[String]) -> (Vec<String>, Vec<String>) {
         let (mut notes, mut findings) = (Vec::new(), Vec::new());
         if self.lacks_config {
             findings.push(format!(
-                "the manifest or the config of {name} is not in the content store: an image of its layers' snapshots takes \
-                 its place; it has no command and no environment, but the container's spec has"
+                "not in the content store: {} (of {name}); an image of its layers' snapshots takes its place, without a \
+                 command and an environment (the container's spec has them)",
+                missing.join(", ")
             ));
         }
         let exact = self.layers.iter().filter(|layer| layer.writer.is_some()).count();
@@ -89,21 +90,22 @@ impl Recreated {
             let mut writers: Vec<_> = self.layers.iter().filter_map(|layer| layer.writer).collect();
             writers.dedup();
             notes.push(format!(
-                "{missing} blobs of {name} are not in the content store; {exact} layers were made again from their \
-                 snapshots, byte for byte (as {} writes them)",
+                "{exact} layers of {name} were made again from their snapshots, byte for byte (as {} writes them): their \
+                 blobs are not in the content store",
                 writers.join("; ")
             ));
         }
-        for layer in &self.layers {
-            let which = layer.original.map_or_else(|| format!("{}", layer.place + 1), |digest| digest.to_string());
-            if layer.writer.is_none() {
-                findings.push(format!(
-                    "layer {which} of {name} is not in the content store: it was made again from its snapshot with the same \
-                     files, but not byte for byte, so the image in the bundle has other digests than the original"
-                ));
-            }
-            findings.extend(layer.lost.iter().map(|lost| format!("layer {which} of {name}: {lost}")));
+        let which = |layer: &Layer| layer.original.map_or_else(|| (layer.place + 1).to_string(), |d| d.to_string());
+        let unlike: Vec<_> = self.layers.iter().filter(|layer| layer.writer.is_none()).map(which).collect();
+        if !unlike.is_empty() {
+            findings.push(format!(
+                "layer {} of {name}: made again from the snapshot, with the same files but not byte for byte, so the image \
+                 in the bundle has other digests than the original",
+                unlike.join(", ")
+            ));
         }
+        let lost = self.layers.iter().flat_map(|layer| layer.lost.iter().map(move |lost| (which(layer), lost)));
+        findings.extend(lost.map(|(layer, lost)| format!("layer {layer} of {name}: {lost}")));
         (notes, findings)
     }
 
@@ -362,14 +364,14 @@ fn small_file(tree: &RwLayer, name: &[u8]) -> Option<Vec<u8>> {
 /// A blob on its way, compressed or not.
 enum Sink {
     Plain(BlobWriter),
-    Gzip(GzEncoder<BlobWriter>),
+    Gzip(Box<GzEncoder<BlobWriter>>),
 }
 
 impl Sink {
     fn open(staging: &Staging, compressed: bool) -> Result<Self> {
         let blob = staging.blob()?;
         // No name and no time in the header: same bytes in, same bytes out.
-        let gzip = |blob| Self::Gzip(GzBuilder::new().write(blob, Compression::new(GZIP_LEVEL)));
+        let gzip = |blob| Self::Gzip(Box::new(GzBuilder::new().write(blob, Compression::new(GZIP_LEVEL))));
         Ok(if compressed { gzip(blob) } else { Self::Plain(blob) })
     }
 

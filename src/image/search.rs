@@ -13,7 +13,7 @@ use std::{
 use super::{
     dialect::{Header, Kind as HeaderKind},
     entries::{Entries, Entry, What},
-    style::{Names, Order, STYLES, Style},
+    style::{Links, Names, Order, STYLES, Style},
 };
 use crate::{
     digest::{Digest, Hasher},
@@ -92,8 +92,8 @@ pub struct Candidate<'a> {
 /// How many tars one thread makes at once.
 const AT_ONCE: usize = 6;
 
-/// So much is hashed for one layer at most, a minute or two; a larger layer is still tried in the likeliest styles.
-const MAX_HASHED: u64 = 64 << 30;
+/// So much is hashed for one layer, half a minute's work; a larger layer is tried in the likeliest styles only.
+const MAX_HASHED: u64 = 24 << 30;
 
 /// Finds the candidate that meets `goal`. `size` is the tar's length where it is known; `before` wrote the layer below.
 pub fn find<'a>(
@@ -113,7 +113,7 @@ pub fn find<'a>(
             let share = batch.len().div_ceil(threads);
             let running: Vec<_> =
                 batch.chunks(share).map(|part| scope.spawn(|| attempt(entries, goal, part))).collect();
-            running.into_iter().map(|t| t.join().unwrap_or_else(|_| Ok(None))).collect()
+            running.into_iter().map(|t| t.join().unwrap_or(Ok(None))).collect()
         });
         if let Some(hit) = found?.into_iter().flatten().next() {
             return Ok(Some(hit));
@@ -169,9 +169,9 @@ fn all<'a>(owners: &'a Owners, moments: &Moments, before: Option<&'static Style>
     let mut styles: Vec<&'static Style> = STYLES.iter().collect();
     styles.sort_by_key(|style| !before.is_some_and(|before| std::ptr::eq(before, *style)));
     let with = |style: &'static Style, moment: &Time| Candidate { style, moment: *moment, owners };
-    let likely = styles.iter().flat_map(|style| moments.likely.iter().map(|moment| with(style, moment)));
-    let timed = styles.iter().filter(|style| style.marks.timed);
-    likely.chain(timed.flat_map(|style| moments.later.iter().map(|moment| with(style, moment)))).collect()
+    let likely = moments.likely.iter().flat_map(|moment| styles.iter().map(|style| with(style, moment)));
+    let timed = || styles.iter().filter(|style| style.marks.timed);
+    likely.chain(moments.later.iter().flat_map(|moment| timed().map(|style| with(style, moment)))).collect()
 }
 
 /// What may be the time of that which has none any more.
@@ -226,13 +226,14 @@ struct Track<'a, 'o> {
     len: u64,
     /// The style can hold all entries so far.
     is_able: bool,
-    first_whiteout: Vec<u8>,
+    /// What further whiteouts name as their links' target.
+    first_whiteout: Option<Vec<u8>>,
     out: Option<&'o mut dyn Write>,
 }
 
 impl<'a, 'o> Track<'a, 'o> {
     fn new(how: Candidate<'a>, out: Option<&'o mut dyn Write>) -> Self {
-        Self { how, hasher: Hasher::default(), len: 0, is_able: true, first_whiteout: Vec::new(), out }
+        Self { how, hasher: Hasher::default(), len: 0, is_able: true, first_whiteout: None, out }
     }
 
     fn feed(&mut self, bytes: &[u8]) -> Result<()> {
@@ -303,14 +304,17 @@ impl<'a, 'o> Track<'a, 'o> {
     fn whiteout(&mut self, entry: &Entry) -> Header {
         let Style { prefix, marks, .. } = self.how.style;
         let (dir, name) = entry.path.split_at(entry.path.iter().rposition(|&b| b == b'/').map_or(0, |at| at + 1));
-        let name = [prefix.as_bytes(), dir, b".wh.", name].concat();
-        if self.first_whiteout.is_empty() {
-            self.first_whiteout.clone_from(&name);
-        }
-        let is_further = marks.linked && self.first_whiteout != name;
+        let mark = [prefix.as_bytes(), dir, b".wh.", name].concat();
+        let target = match marks.links {
+            Links::None => Vec::new(),
+            Links::Mark => mark.clone(),
+            Links::Deleted => [prefix.as_bytes(), &entry.path].concat(),
+        };
+        let link = self.first_whiteout.clone().unwrap_or_default();
+        self.first_whiteout.get_or_insert(target);
         Header {
-            name,
-            link: if is_further { self.first_whiteout.clone() } else { Vec::new() },
+            name: mark,
+            link,
             mode: marks.mode,
             uid: entry.uid,
             gid: entry.gid,
@@ -438,7 +442,7 @@ mod tests {
     fn writer_of(tree: &str, pack: &str) -> Option<&'static str> {
         let temp = tempfile::tempdir().unwrap();
         let (from, to) = (temp.path().join("from"), temp.path().join("to"));
-        [&from, &to].map(|dir| fs::create_dir(dir).unwrap());
+        [&from, &to].iter().for_each(|dir| fs::create_dir(dir).unwrap());
         sh(&from, tree);
         sh(&from, pack);
         sh(&to, "tar --xattrs --xattrs-include='*' --delay-directory-restore -xpf ../tar");

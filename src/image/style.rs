@@ -1,6 +1,6 @@
 //! Who writes layers, and how: one line each. The writers' spelling of headers is in [`super::dialect`].
 
-use super::dialect::{BSD, Dialect, GNU, GNU_POSIX, GNU_USTAR, GO, PYTHON, PYTHON_OLD};
+use super::dialect::{BSD, Dialect, GNU, GNU_POSIX, GNU_USTAR, GO, PYTHON, PYTHON_OLD, PYTHON_USTAR};
 
 /// One way of writing a tree as a tar.
 #[derive(Debug)]
@@ -52,17 +52,30 @@ pub struct Marks {
     pub mode: u32,
     /// A whiteout's time is that of the deletion, which is guessed; otherwise it is 0.
     pub timed: bool,
-    /// All whiteouts but the first name that as their link's target: overlay's whiteouts are links of one inode.
-    pub linked: bool,
+    /// What all whiteouts but the first name as their link's target: overlay's whiteouts are links of one inode.
+    pub links: Links,
     /// A mark for an opaque directory has that one's owner and permissions.
     pub opaque_as_dir: bool,
 }
 
-const OCI: Marks = Marks { mode: 0, timed: false, linked: false, opaque_as_dir: false };
+/// What a whiteout that is not the first names as its link's target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Links {
+    /// Nothing.
+    None,
+    /// The first whiteout.
+    Mark,
+    /// What that deletes.
+    Deleted,
+}
+
+const OCI: Marks = Marks { mode: 0, timed: false, links: Links::None, opaque_as_dir: false };
 const TIMED: Marks = Marks { timed: true, ..OCI };
-const STORAGE: Marks = Marks { mode: 0, timed: true, linked: true, opaque_as_dir: true };
-const UNLINKED: Marks = Marks { linked: false, ..STORAGE };
-const MOBY: Marks = Marks { mode: 0o600, ..STORAGE };
+// containers/storage, pkg/archive; moby, go-archive `archive_linux.go`.
+const STORAGE: Marks = Marks { mode: 0, timed: true, links: Links::Mark, opaque_as_dir: true };
+const UNLINKED: Marks = Marks { links: Links::None, ..STORAGE };
+const MOBY: Marks = Marks { mode: 0o600, links: Links::Deleted, ..STORAGE };
+const OLD_MOBY: Marks = Marks { links: Links::None, ..MOBY };
 
 /// Go's archives end with two blocks; tar's and tarfile's are padded to twenty.
 const BARE: u64 = 512;
@@ -83,6 +96,7 @@ const DOT: Option<&str> = Some("./");
 const TAR: Style = Style { writer: "GNU tar", dialect: &GNU, record: TAPE, ..BASE };
 const POSIX: Style = Style { writer: "GNU tar --format=posix", dialect: &GNU_POSIX, record: TAPE, ..BASE };
 const USTAR: Style = Style { writer: "GNU tar --format=ustar", dialect: &GNU_USTAR, record: TAPE, ..BASE };
+const TARFILE: Style = Style { writer: "Python tarfile", dialect: &PYTHON, record: TAPE, ..BASE };
 const BSDTAR: Style = Style { writer: "bsdtar", dialect: &BSD, ..BASE };
 
 /// The known writers, the most likely first.
@@ -90,7 +104,9 @@ pub const STYLES: &[Style] = &[
     BASE,
     Style { writer: "podman, buildah", marks: STORAGE, ..BASE },
     Style { root: DOT, prefix: "./", ..TAR },
+    Style { writer: "Docker", marks: MOBY, ..BASE },
     Style { writer: "Docker", marks: MOBY, type_bits: true, ..BASE },
+    Style { writer: "Docker", marks: OLD_MOBY, type_bits: true, ..BASE },
     Style { root: DOT, prefix: "./", ..POSIX },
     Style { writer: "umoci", root: Some("."), order: Order::Bytes, ..BASE },
     TAR,
@@ -114,21 +130,17 @@ pub const STYLES: &[Style] = &[
     Style { writer: "Go, names of owners", names: Names::Image, ..BASE },
     Style { writer: "Docker, names of owners", names: Names::Image, marks: MOBY, type_bits: true, ..BASE },
     Style { prefix: "./", ..TAR },
+    Style { root: DOT, ..TAR },
     Style { prefix: "./", ..POSIX },
-    Style { writer: "bazel", dialect: &PYTHON_OLD, root: DOT, prefix: "./", record: TAPE, ..BASE },
-    Style { writer: "bazel", dialect: &PYTHON_OLD, prefix: "./", record: TAPE, ..BASE },
-    Style {
-        writer: "Python tarfile",
-        dialect: &PYTHON,
-        root: DOT,
-        prefix: "./",
-        names: Names::Root,
-        record: TAPE,
-        ..BASE
-    },
-    Style { writer: "Python tarfile", dialect: &PYTHON, root: DOT, prefix: "./", record: TAPE, ..BASE },
-    Style { writer: "Python tarfile", dialect: &PYTHON, names: Names::Root, record: TAPE, ..BASE },
-    Style { writer: "Python tarfile", dialect: &PYTHON, record: TAPE, ..BASE },
+    Style { writer: "bazel", dialect: &PYTHON_OLD, root: DOT, prefix: "./", ..TARFILE },
+    Style { writer: "bazel", dialect: &PYTHON_OLD, prefix: "./", ..TARFILE },
+    Style { root: DOT, prefix: "./", names: Names::Root, ..TARFILE },
+    Style { root: DOT, prefix: "./", ..TARFILE },
+    Style { names: Names::Root, ..TARFILE },
+    TARFILE,
+    Style { dialect: &PYTHON_USTAR, root: DOT, prefix: "./", ..TARFILE },
+    Style { dialect: &PYTHON_USTAR, names: Names::Root, ..TARFILE },
+    Style { dialect: &PYTHON_USTAR, ..TARFILE },
     Style { root: DOT, prefix: "./", order: Order::Bytes, ..BSDTAR },
     Style { root: DOT, prefix: "./", order: Order::Bytes, names: Names::Root, ..BSDTAR },
     Style { root: DOT, prefix: "./", order: Order::Bytes, names: Names::Image, ..BSDTAR },

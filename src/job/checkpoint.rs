@@ -270,10 +270,10 @@ impl Run<'_> {
 
     /// What the content store lacks, and what became of it.
     fn note_missing(&mut self, base: &Base) {
-        let (name, missing) = (&base.name, base.missing.iter());
+        let (name, missing) = (&base.name, &base.missing);
         match &base.recreated {
             Ok(Some(recreated)) => {
-                let (notes, findings) = recreated.account(name, missing.len());
+                let (notes, findings) = recreated.account(name, missing);
                 self.notes.extend(notes);
                 self.findings.extend(findings);
                 return;
@@ -283,6 +283,7 @@ impl Run<'_> {
         }
         self.findings.extend(
             missing
+                .iter()
                 .map(|blob| format!("not in the content store: {blob} of {name}; the target needs the image itself")),
         );
     }

@@ -7,35 +7,47 @@ use crate::{
     host::Host,
     id::SnapshotKey,
     image::Committed,
-    snapshotter,
+    snapshotter::{self, RwLayer},
 };
 
 /// No image has more layers; a longer chain of records is a loop.
 const MAX_LAYERS: usize = 4096;
 
-/// The layers of the image with this chain id in the container's snapshotter, bottom first. If that has none of the kind,
+/// The layers of the image with this chain id, bottom first, in whatever snapshotter that can be read has them. If none has,
 /// or the chain id is not known, those that the container itself stands on.
 pub fn committed(host: &Host, container: &Container, chain: Option<Digest>) -> Result<Vec<Committed>> {
     let meta = MetaDb::read(host)?;
-    let (namespace, sn) = (&container.name.namespace, container.snapshotter.as_str());
-    let mut found = None;
-    for key in chain.map(|id| SnapshotKey(id.to_string())).into_iter().chain([container.snapshot_key.clone()]) {
-        found = meta.snapshot(namespace, sn, &key)?.map(|record| (key, record));
-        if found.is_some() {
-            break;
+    let namespace = &container.name.namespace;
+    let own = container.snapshotter.as_str();
+    let others = snapshotter::TABLE.iter().map(|(name, _)| *name).filter(|name| *name != own);
+    let unpacked = chain.map(|id| SnapshotKey(id.to_string()));
+    let unpacked = [own].into_iter().chain(others).flat_map(|sn| unpacked.clone().map(|key| (sn, key)));
+    let mut failed = Error::NotFound { what: "a snapshot of its layers".into(), hint: String::new() };
+    for (sn, key) in unpacked.chain([(own, container.snapshot_key.clone())]) {
+        let Some(record) = meta.snapshot(namespace, sn, &key)? else { continue };
+        match snapshotter::layers(host, sn, &record.name) {
+            Ok(trees) => return with_chains(&meta, container, sn, key, record.parent, trees),
+            Err(e) => failed = e,
         }
     }
-    let (key, record) = found.ok_or_else(|| Error::NotFound {
-        what: format!("a snapshot of the image in {sn:?}, namespace {namespace}"),
-        hint: String::new(),
-    })?;
-    let trees = snapshotter::layers(host, sn, &record.name)?;
-    let (mut chains, mut parent) = (vec![key.0.parse().ok()], record.parent);
+    Err(failed)
+}
+
+/// The layers with their chain ids, which are the keys of the snapshot and its parents.
+fn with_chains(
+    meta: &MetaDb,
+    container: &Container,
+    sn: &str,
+    key: SnapshotKey,
+    mut parent: Option<SnapshotKey>,
+    trees: Vec<RwLayer>,
+) -> Result<Vec<Committed>> {
+    let mut chains = vec![key.0.parse().ok()];
     while let Some(key) = parent.filter(|_| chains.len() <= MAX_LAYERS) {
         chains.push(key.0.parse().ok());
-        parent = meta.snapshot(namespace, sn, &key)?.and_then(|record| record.parent);
+        parent = meta.snapshot(&container.name.namespace, sn, &key)?.and_then(|record| record.parent);
     }
     // Nearest first; the container's own snapshot has no layer of the image, and its key is no chain id.
-    let chains = chains.into_iter().take(MAX_LAYERS).rev().chain(std::iter::repeat(None));
+    let chains = chains.into_iter().rev().chain(std::iter::repeat(None));
     Ok(trees.into_iter().zip(chains).map(|(tree, chain)| Committed { chain, tree }).collect())
 }

@@ -204,7 +204,7 @@ fn an_image_without_manifest_and_config_is_made_of_its_snapshots() {
         run_and_lose(&lab, "localhost/made:1", &[&original.layers[..], &documents].concat());
         let report = checkpoint(&lab, 1);
         assert_eq!(report["findings"].as_array().map(Vec::len), Some(1), "{report:#}");
-        assert!(text(&report["findings"][0]).contains("no command"), "{report:#}");
+        assert!(text(&report["findings"][0]).contains("without a command"), "{report:#}");
         let (_, manifest) = bundled(&lab, "localhost/made:1");
         assert!(manifest.get("subject").is_none(), "its document is not there");
         assert_eq!(text(&manifest["annotations"]["org.dewar.image.original"]), original.manifest);
