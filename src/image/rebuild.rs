@@ -90,8 +90,8 @@ impl Recreated {
             let mut writers: Vec<_> = self.layers.iter().filter_map(|layer| layer.writer).collect();
             writers.dedup();
             notes.push(format!(
-                "{exact} layers of {name} were made again from their snapshots, byte for byte (as {} writes them): their \
-                 blobs are not in the content store",
+                "{exact} layers of {name} are not in the content store: they were made again from their snapshots, byte for \
+                 byte (as written by {})",
                 writers.join("; ")
             ));
         }

@@ -196,7 +196,9 @@ impl Moments {
         let usual = counts.iter().max_by_key(|(secs, count)| (**count, **secs)).map(|(secs, _)| *secs);
         let dirs = entries.all.iter().filter(|e| e.what == What::Inode(Kind::Directory)).map(|e| e.mtime.secs).max();
         let last = counts.keys().next_back().copied();
-        let known = [usual, dirs, last, counts.keys().next().copied(), Some(0)].into_iter().flatten();
+        let deletion = first_deletion(entries);
+        let before = deletion.map(|secs| secs.saturating_sub(1));
+        let known = [usual, dirs, last, deletion, counts.keys().next().copied(), before, Some(0)].into_iter().flatten();
         let at = |secs: i64| Time { secs, nanos: 0 };
         let mut likely: Vec<Time> = Vec::new();
         for moment in known.map(at).chain(more.iter().copied()) {
@@ -209,6 +211,15 @@ impl Moments {
         let later = later.flat_map(|last| (1..=LATER).map(move |after| at(last.saturating_add(after)))).collect();
         Self { likely, later }
     }
+}
+
+/// When something was first deleted, to judge by the directories that lost something: it was then or shortly before.
+fn first_deletion(entries: &Entries) -> Option<i64> {
+    let all = || entries.all.iter();
+    let dir_of = |e: &Entry| e.path.iter().rposition(|&b| b == b'/').map(|at| e.path[..at].to_vec());
+    let poorer: HashSet<Vec<u8>> = all().filter(|e| e.what == What::Whiteout).filter_map(dir_of).collect();
+    let dirs = all().filter(|e| e.what == What::Inode(Kind::Directory) && poorer.contains(&e.path));
+    dirs.map(|e| e.mtime.secs).min()
 }
 
 /// Writes the layer as `how` says; the digest of what was written.
