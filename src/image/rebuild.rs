@@ -177,6 +177,9 @@ fn substitute(image: &Incomplete<'_>, local: &Local, snapshots: &[Committed], st
 
 /// Only the snapshots are left.
 fn anew(image: &Incomplete<'_>, snapshots: &[Committed], staging: &Staging) -> Result<Made> {
+    if snapshots.is_empty() {
+        return Err(Error::malformed(image.target.digest.to_string(), "there is no snapshot of any layer"));
+    }
     let mut maker = Maker { snapshots, staging, created: Vec::new(), before: None, made: Vec::new() };
     let (mut layers, mut diff_ids, mut below) = (Vec::new(), Vec::new(), None);
     for (place, snapshot) in snapshots.iter().enumerate() {
@@ -410,5 +413,60 @@ impl Write for Hashing<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.to.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::layout::Layout;
+
+    /// A layer that was stored as a plain tar is its own blob again: the original image is whole, and nothing is replaced.
+    #[test]
+    fn a_plain_layer_made_again_is_the_blob_itself() {
+        let temp = tempfile::tempdir().unwrap();
+        let script = "mkdir -p tree/etc fs; echo root > tree/etc/motd
+            find tree -exec touch -hd 2001-02-03T04:05:06Z {} +
+            tar -C tree --sort=name --numeric-owner --owner=0 --group=0 -cf tar .; tar -C fs -xpf tar";
+        assert!(Command::new("bash").args(["-ec", script]).current_dir(&temp).status().unwrap().success());
+        let tar = std::fs::read(temp.path().join("tar")).unwrap();
+        let (digest, size) = (Digest::of(&tar), tar.len() as u64);
+        let snapshot = Committed { chain: None, tree: RwLayer::Tree { dir: temp.path().join("fs") } };
+        for (media_type, is_same) in [(names::LAYER_TAR, true), (names::LAYER_GZIP, false)] {
+            let layout = Layout::open_or_create(&temp.path().join(format!("layout-{is_same}"))).unwrap();
+            let staging = layout.stage().unwrap();
+            let config = serde_json::to_vec(&json!({"rootfs": {"diff_ids": [digest]}})).unwrap();
+            let layers = vec![Descriptor::new(media_type, digest, size)];
+            let described = Descriptor::new(names::CONFIG, Digest::of(&config), config.len() as u64);
+            let local = Local { manifest: Manifest { config: described, layers, subject: None }, config };
+            let target = Descriptor::new(names::MANIFEST, Digest::of(b"target"), 6);
+            let image = Incomplete { target: &target, has_target: true, local: Some(&local), lacking: &[0] };
+            let made = rebuild(&image, std::slice::from_ref(&snapshot), &staging).unwrap();
+            // The owner of the files is whoever runs the tests.
+            if !made.recreated.is_exact() {
+                assert!(!rustix::process::geteuid().is_root());
+                continue;
+            }
+            assert_eq!(made.target == target, is_same);
+            assert_eq!(staging.has(&digest, size), is_same);
+            assert_eq!(made.local.config, local.config, "the config stays whatever the blobs");
+        }
+    }
+
+    #[test]
+    fn an_image_of_other_counts_than_its_snapshots_is_not_guessed_at() {
+        let temp = tempfile::tempdir().unwrap();
+        let staging = Layout::open_or_create(&temp.path().join("layout")).unwrap().stage().unwrap();
+        let config = json!({"rootfs": {"diff_ids": [Digest::of(b"1")]}}).to_string().into_bytes();
+        let described = Descriptor::new(names::CONFIG, Digest::of(&config), 1);
+        let layers = vec![Descriptor::new(names::LAYER_GZIP, Digest::of(b"l"), 1)];
+        let local = Local { manifest: Manifest { config: described, layers, subject: None }, config };
+        let target = Descriptor::new(names::MANIFEST, Digest::of(b"target"), 6);
+        let image = Incomplete { target: &target, has_target: true, local: Some(&local), lacking: &[0] };
+        assert!(rebuild(&image, &[], &staging).is_err());
+        let image = Incomplete { local: None, ..image };
+        assert!(rebuild(&image, &[], &staging).is_err(), "nothing is left to make an image of");
     }
 }

@@ -86,6 +86,9 @@ fn an_image_that_stays_behind_is_not_made_again() {
     let (sandbox, _) = discarded();
     sandbox.dewar(&["checkpoint", "web", "-o", "out", "--no-image"]).exits(0);
     assert!(!index(&sandbox.path("out")).to_string().contains("org.dewar.image.recreated"));
+    fs::remove_file(sandbox.blob(manifest(&sandbox)["config"]["digest"].as_str().unwrap())).unwrap();
+    sandbox.dewar(&["checkpoint", "web", "-o", "other", "--no-image"]).exits(1);
+    assert!(!index(&sandbox.path("other")).to_string().contains("org.dewar.image.recreated"));
 }
 
 #[test]
