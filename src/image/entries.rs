@@ -12,7 +12,7 @@ use crate::{
     interrupt,
     pax::{Time, Xattr},
     snapshotter::RwLayer,
-    tree::{Dir, FileId, Kind, Node, Steps},
+    tree::{Dir, FileId, Kind, Meta, Node, Steps},
 };
 
 /// What one entry is of.
@@ -61,8 +61,8 @@ pub struct Entries {
     pub all: Vec<Entry>,
 }
 
-/// Names, attributes and the records themselves may take so much memory; a layer of a million files needs about half.
-const MAX_HELD: usize = 512 << 20;
+/// Names, attributes and the records themselves may take so much memory; a layer of half a million files needs about half.
+const MAX_HELD: usize = 256 << 20;
 
 /// A directory that was touched within this time of its last change got its time from the file system.
 const INSTANT: f64 = 2.0;
@@ -74,7 +74,7 @@ pub fn read(tree: &RwLayer) -> Result<Option<Entries>> {
         RwLayer::Tree { dir } => (dir, false),
     };
     let root = Node::open(dir).at("open", dir)?;
-    let mut reader = Reader { is_overlay, held: 0, all: Vec::new() };
+    let mut reader = Reader { top: root.meta.clone(), is_overlay, held: 0, all: Vec::new() };
     let is_whole = reader.walk(&root).at("read", dir)?;
     interrupt::check()?;
     Ok(is_whole.then_some(Entries { root, all: reader.all }))
@@ -89,6 +89,7 @@ pub fn place(tree: &RwLayer) -> &Path {
 }
 
 struct Reader {
+    top: Meta,
     is_overlay: bool,
     held: usize,
     all: Vec<Entry>,
@@ -137,8 +138,9 @@ impl Reader {
             path,
         };
         let is_opaque = self.is_overlay && entry.xattrs.iter().any(|(name, value)| name == OPAQUE && value == b"y");
-        // These make a file of a layer something else; no unpacker leaves them.
-        let is_odd = entry.xattrs.iter().any(|(name, _)| STRANGE.contains(&&name[..])) || meta.kind == Kind::Socket;
+        // These make a file of a layer something else; no unpacker leaves them. Nor does one mount anything.
+        let is_strange = entry.xattrs.iter().any(|(name, _)| STRANGE.contains(&&name[..]));
+        let is_odd = is_strange || meta.kind == Kind::Socket || !meta.is_on_mount_of(&self.top);
         entry.xattrs.retain(|(name, _)| !is_foreign(name));
         self.held += size_of::<Entry>() + entry.path.len() + entry.target.len();
         self.held += entry.xattrs.iter().map(|(name, value)| name.len() + value.len() + 64).sum::<usize>();

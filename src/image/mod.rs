@@ -53,20 +53,19 @@ pub struct Local {
     pub config: Vec<u8>,
 }
 
-/// Finds the committed snapshots of the image with a chain id, bottom first; without one, those of the container.
-pub type Snapshots<'a> = &'a dyn Fn(Option<Digest>) -> Result<Vec<Committed>>;
+/// Where an image that is not whole may be had from.
+pub struct Sources<'a> {
+    /// The entry of its name in the layout: an earlier run may have made it again.
+    pub known: Option<Descriptor>,
+    /// Finds the committed snapshots of the image with a chain id, bottom first; without one, those of the container.
+    pub snapshots: &'a dyn Fn(Option<Digest>) -> Result<Vec<Committed>>,
+}
 
 /// Copies the image's blobs that this machine needs into the staging; with `carry` false, it only reads the documents.
 ///
 /// A blob that the store lacks or has damaged is named in the result and hides no other. If there is one, the image is made
 /// again from its snapshots; where that fails, the result says why.
-pub fn export(
-    content: &Content,
-    image: &Image,
-    staging: &Staging,
-    carry: bool,
-    snapshots: Snapshots<'_>,
-) -> Result<Base> {
+pub fn export(content: &Content, image: &Image, staging: &Staging, carry: bool, sources: &Sources<'_>) -> Result<Base> {
     let target = Descriptor::new(&image.media_type, image.digest, image.size);
     let mut export = Export { content, staging, carry, missing: Vec::new(), local: None, lacking: Vec::new() };
     export.descend(&target, 0)?;
@@ -77,7 +76,7 @@ pub fn export(
     let name = image.name.clone();
     let mut base = Base { name, target, local, missing, carried: carry, recreated: Ok(None) };
     if carry && (!lacking.is_empty() || base.local.is_none()) {
-        base.rebuild(&lacking, staging, snapshots)?;
+        base.rebuild(&lacking, staging, sources)?;
     }
     Ok(base)
 }
@@ -279,11 +278,16 @@ impl Base {
     }
 
     /// Makes the image again from its snapshots; that this cannot be done costs nothing else.
-    fn rebuild(&mut self, lacking: &[usize], staging: &Staging, snapshots: Snapshots<'_>) -> Result<()> {
+    fn rebuild(&mut self, lacking: &[usize], staging: &Staging, sources: &Sources<'_>) -> Result<()> {
         let target = self.target.clone();
         let has_target = staging.has(&target.digest, target.size);
         let image = rebuild::Incomplete { target: &target, has_target, local: self.local.as_ref(), lacking };
-        match snapshots(self.chain_id()).and_then(|found| rebuild::rebuild(&image, &found, staging)) {
+        let known = sources.known.as_ref().and_then(|known| rebuild::known(&image, known, staging));
+        let made = known.map_or_else(
+            || (sources.snapshots)(self.chain_id()).and_then(|found| rebuild::rebuild(&image, &found, staging)),
+            Ok,
+        );
+        match made {
             Ok(made) => {
                 self.target = made.target;
                 self.local = Some(made.local);

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use super::{
     Local, entries, fresh_config, oci_type,
     search::{self, Candidate, Goal, Moments, Owners},
-    style::Style,
+    style::{STYLES, Style},
 };
 use crate::{
     digest::{Digest, Hasher},
@@ -90,8 +90,8 @@ impl Recreated {
             let mut writers: Vec<_> = self.layers.iter().filter_map(|layer| layer.writer).collect();
             writers.dedup();
             notes.push(format!(
-                "{exact} layers of {name} are not in the content store: they were made again from their snapshots, byte for \
-                 byte (as written by {})",
+                "{exact} layers of {name} are gone from the content store or damaged there: made again from their \
+                 snapshots, byte for byte (as written by {})",
                 writers.join("; ")
             ));
         }
@@ -150,6 +150,34 @@ pub(super) fn rebuild(image: &Incomplete<'_>, snapshots: &[Committed], staging: 
         Some(local) => substitute(image, local, snapshots, staging),
         None => anew(image, snapshots, staging),
     }
+}
+
+/// The same image as an earlier run into this layout made it, if it is `known` there: a search is long, and containers of
+/// one image are many.
+pub(super) fn known(image: &Incomplete<'_>, known: &Descriptor, staging: &Staging) -> Option<Made> {
+    let document = |of: &Descriptor| staging.read_blob(&of.digest).ok().filter(|bytes| Digest::of(bytes) == of.digest);
+    let bytes = document(known)?;
+    let annotations = serde_json::from_slice::<Value>(&bytes).ok()?.get("annotations")?.clone();
+    let lacks_config = annotations.get(names::CONFIG_RECREATED).is_some();
+    if annotations.get(names::IMAGE_ORIGINAL)?.as_str()? != image.target.digest.to_string()
+        || lacks_config == image.local.is_some()
+    {
+        return None;
+    }
+    let manifest: Manifest = serde_json::from_slice(&bytes).ok()?;
+    let config = document(&manifest.config)?;
+    let is_whole = manifest.layers.iter().all(|layer| staging.has(&layer.digest, layer.size));
+    let layers = manifest.layers.iter().enumerate().filter_map(|(place, layer)| {
+        layer.annotations.get(names::LAYER_RECREATED)?;
+        let original = layer.annotations.get(names::LAYER_ORIGINAL).and_then(|digest| digest.parse().ok());
+        let writer = layer.annotations.get(names::LAYER_WRITER);
+        let writer = writer.and_then(|name| STYLES.iter().map(|style| style.writer).find(|writer| writer == name));
+        Some(Layer { place, original, writer, lost: Vec::new() })
+    });
+    let chain = image.local.and_then(|local| super::chain_of(&parsed::<Config>(&local.config).ok()?.rootfs.diff_ids));
+    let recreated = Recreated { original: image.target.clone(), chain, layers: layers.collect(), lacks_config };
+    let target = Descriptor::new(&known.media_type, known.digest, known.size);
+    is_whole.then_some(Made { target, local: Local { manifest, config }, recreated })
 }
 
 /// The documents are there: layers that are gone are replaced, everything else stays.
@@ -287,6 +315,9 @@ impl Maker<'_> {
         }
         let quality = if writer.is_some() { EXACT } else { EQUIVALENT };
         let mut descriptor = descriptor.with(names::LAYER_RECREATED, quality);
+        if let Some(writer) = writer {
+            descriptor = descriptor.with(names::LAYER_WRITER, writer);
+        }
         if let Some(original) = original {
             descriptor = descriptor.with(names::LAYER_ORIGINAL, original.to_string());
         }

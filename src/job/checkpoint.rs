@@ -22,7 +22,7 @@ use crate::{
     error::{Error, Result},
     freeze::{self, After, Still},
     host::Host,
-    image::{self, Base},
+    image::{self, Base, Sources},
     interrupt,
     layout::{Layout, Staging},
     oci::names,
@@ -250,8 +250,9 @@ impl Run<'_> {
 
     fn base(&mut self, target: &Target, layout: &Layout, staging: &Staging) -> Result<Option<Base>> {
         let Some(image) = &target.image else { return Ok(None) };
-        let snapshots = |chain| layers::committed(self.host, &target.container, chain);
-        let base = image::export(&Content::of(self.host), image, staging, self.options.image, &snapshots)?;
+        let known = layout.index()?.manifests.into_iter().find(|entry| entry.name() == Some(&image.name));
+        let sources = Sources { known, snapshots: &|chain| layers::committed(self.host, &target.container, chain) };
+        let base = image::export(&Content::of(self.host), image, staging, self.options.image, &sources)?;
         if base.carried {
             refuse_other_image(&base, layout)?;
         }

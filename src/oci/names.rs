@@ -78,5 +78,7 @@ pub const CONFIG_RECREATED: &str = "org.dewar.config.recreated";
 pub const LAYER_RECREATED: &str = "org.dewar.layer.recreated";
 /// There, too: the digest of the original's blob.
 pub const LAYER_ORIGINAL: &str = "org.dewar.layer.original";
+/// There, too, if it is exact: who writes layers so.
+pub const LAYER_WRITER: &str = "org.dewar.layer.writer";
 /// On a checkpoint's entry: the namespace the container's record was in.
 pub const NAMESPACE: &str = "org.dewar.container.namespace";

@@ -81,6 +81,21 @@ fn what_is_made_again_is_the_same_each_time() {
     assert_eq!(bytes("one"), bytes("two"));
 }
 
+/// Many containers stand on one image: what one run has made, the next takes as it is, and says so again.
+#[test]
+fn what_the_layout_has_is_not_made_again() {
+    let (sandbox, _) = discarded();
+    let first = sandbox.dewar(&["checkpoint", "web", "-o", "out", "--ref", "localhost/x:1"]).exits(1);
+    let made = entry(&index(&sandbox.path("out")), IMAGE)["digest"].clone();
+    let snapshots = sandbox.root().join("io.containerd.snapshotter.v1.overlayfs/snapshots");
+    // Made anew it would be another, and refused.
+    fs::write(snapshots.join("1/fs/etc/added"), "later").unwrap();
+    let second = sandbox.dewar(&["checkpoint", "web", "-o", "out", "--ref", "localhost/x:2"]).exits(1);
+    assert_eq!(first.stderr, second.stderr);
+    assert_eq!(entry(&index(&sandbox.path("out")), IMAGE)["digest"], made);
+    sandbox.dewar(&["verify", "out"]).exits(0);
+}
+
 #[test]
 fn an_image_that_stays_behind_is_not_made_again() {
     let (sandbox, _) = discarded();
