@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::Parts;
 use crate::{
     error::{Error, Result},
+    image::Base,
     layout::{Blob, Staging},
     oci::{
         image::{Descriptor, Index, Platform},
@@ -84,7 +85,9 @@ fn checkpoint_entry(blob: Blob, parts: &Parts) -> Descriptor {
     if let Some(base) = parts.base.as_ref().filter(|base| !base.carried) {
         entry = entry.with(names::IMAGE_OMITTED, &base.name);
     }
-    if let Some(Ok(Some(recreated))) = parts.base.as_ref().map(|base| &base.recreated) {
+    if let Some(Base { recreated: Ok(Some(recreated)), target, .. }) = &parts.base
+        && recreated.original.digest != target.digest
+    {
         entry = recreated.annotate(entry);
     }
     named(entry, &parts.reference).with(names::CREATED, parts.created.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
@@ -106,7 +109,7 @@ mod tests {
         containerd::meta::Container,
         digest::Digest,
         id::{ContainerRef, SnapshotKey},
-        image::{Base, Local},
+        image::Local,
         layout::Layout,
         oci::image::Manifest,
         proto::CheckpointOptions,

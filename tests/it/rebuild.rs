@@ -81,6 +81,20 @@ fn what_is_made_again_is_the_same_each_time() {
     assert_eq!(bytes("one"), bytes("two"));
 }
 
+/// A run killed while it committed leaves a list of what it brought in; the next removes what no index leads to.
+#[test]
+fn the_original_survives_the_sweep_after_a_killed_run() {
+    let (sandbox, _) = discarded();
+    sandbox.dewar(&["checkpoint", "web", "-o", "out", "--ref", "localhost/x:1"]).exits(1);
+    let layout = sandbox.path("out");
+    let original = document(&layout, entry(&index(&layout), IMAGE))["subject"]["digest"].as_str().unwrap().to_owned();
+    fs::create_dir(layout.join(".dewar-killed")).unwrap();
+    fs::write(layout.join(".dewar-killed/landing"), format!("{original}\n")).unwrap();
+    sandbox.dewar(&["checkpoint", "web", "-o", "out", "--ref", "localhost/x:2"]).exits(1);
+    assert!(!layout.join(".dewar-killed").exists());
+    assert!(layout.join("blobs").join(original.replace(':', "/")).exists());
+}
+
 /// Many containers stand on one image: what one run has made, the next takes as it is, and says so again.
 #[test]
 fn what_the_layout_has_is_not_made_again() {
