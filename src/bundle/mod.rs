@@ -9,11 +9,12 @@ use crate::{
     error::Result,
     image::Base,
     layout::{Blob, Layout, Staging},
-    oci::image::Descriptor,
+    oci::{account::Account, image::Descriptor},
     proto::CheckpointOptions,
     rw::Layer,
 };
 
+pub mod account;
 pub mod containerd;
 
 /// All that goes into one checkpoint.
@@ -30,8 +31,10 @@ pub struct Parts {
     pub criu: Option<Blob>,
     /// How it was dumped.
     pub options: CheckpointOptions,
-    /// Bind mounts' contents, in mount order.
+    /// Mounts' contents, in mount order, and the log.
     pub binds: Vec<Bind>,
+    /// What is not in it, except for `images`, which the output format knows.
+    pub account: Account,
     /// What describes the moment: `org.criu.checkpoint.*`.
     pub annotations: BTreeMap<String, String>,
     /// When.
@@ -40,8 +43,10 @@ pub struct Parts {
     pub reference: String,
 }
 
-/// One bind mount's content.
+/// One mount's content, or the log.
 pub struct Bind {
+    /// What it was: `bind`, `tmpfs` or `log`.
+    pub kind: &'static str,
     /// Where it was mounted in the container.
     pub destination: String,
     /// A plain tar.

@@ -45,7 +45,7 @@ pub struct Args {
     /// Stop the container once the bundle is safely on disk [default: leave it as it is]
     #[arg(long)]
     exit: bool,
-    /// Take the contents of bind mounts too
+    /// Take the contents of bind mounts too; without a dump of memory, those of tmpfs as well
     #[arg(long)]
     binds: bool,
     /// Dump a live task's memory

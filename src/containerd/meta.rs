@@ -3,7 +3,7 @@
 //! ```text
 //! v1/version                                    3 (1.6, 1.7) or 4 (2.x)
 //! v1/<ns>/images/<name>/target/{digest,mediatype,size}
-//! v1/<ns>/containers/<id>/{image,snapshotter,snapshotKey,spec,createdat,labels/…,runtime/{name,options}}
+//! v1/<ns>/containers/<id>/{image,snapshotter,snapshotKey,spec,createdat,labels/…,runtime/{name,options},extensions/…}
 //! v1/<ns>/snapshots/<snapshotter>/<key>/{name,parent}
 //! ```
 //! Source: containerd `core/metadata/buckets.go`; the code's keys, where its comment differs.
@@ -136,6 +136,15 @@ impl MetaDb {
         let (namespace, id) = (who.namespace.as_str(), who.id.as_str());
         self.with(|v1| match path(v1, &[namespace, "containers", id])? {
             Some(record) => container(namespace.as_bytes(), id.as_bytes(), &record).map(Some),
+            None => Ok(None),
+        })
+    }
+
+    /// What a client has added to a container's record under `name`: a protobuf Any, verbatim.
+    pub fn extension(&self, who: &ContainerRef, name: &str) -> Result<Option<Vec<u8>>> {
+        let (namespace, id) = (who.namespace.as_str(), who.id.as_str());
+        self.with(|v1| match path(v1, &[namespace, "containers", id, "extensions"])? {
+            Some(extensions) => Ok(extensions.value(name)?.map(<[u8]>::to_vec)),
             None => Ok(None),
         })
     }

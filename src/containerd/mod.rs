@@ -1,5 +1,6 @@
 //! containerd's own records: meta.db, the content store, the runtime v2 state directory.
 
 pub mod content;
+pub mod log;
 pub mod meta;
 pub mod task;

@@ -5,7 +5,7 @@
 //! runc will say what to mount there, which it computes from `config.json` alone.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     fs, io,
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Component, Path, PathBuf},
@@ -17,7 +17,7 @@ use crate::{
     criu::rpc::{ExtMount, LockMethod, Opts},
     error::{At, Error, Result},
     freeze::netlock,
-    host::Host,
+    host::{Host, mounts},
     oci::runtime::{Mount, Spec},
     runtime::{CgroupVersion, Task},
 };
@@ -184,8 +184,8 @@ fn cgroup_mounts(host: &Host, spec: &Spec, task: &Task) -> Result<Vec<ExtMount>>
     if task.cgroup_version == CgroupVersion::V2 || has_namespace {
         return Ok(Vec::new());
     }
-    let mounts = mountinfo(&host.proc.join("self/mountinfo"))?;
-    let controllers: Vec<_> = mounts.into_iter().filter(|m| m.fs == b"cgroup").map(|m| m.at).collect();
+    let mounts = mounts::read(&host.proc.join("self/mountinfo"))?;
+    let controllers: Vec<_> = mounts.into_iter().filter(|m| m.fs == "cgroup").map(|m| m.at).collect();
     let at = |m: &Mount| {
         let names = controllers.iter().filter_map(|c| Path::new(c).file_name());
         names.map(|name| Path::new(&m.destination).join(name)).collect::<Vec<_>>()
@@ -204,7 +204,7 @@ struct View {
 
 impl View {
     fn of(host: &Host, task: &Task) -> Result<Self> {
-        let mounts = mountinfo(&host.proc_of(task.init.pid, "mountinfo"))?.into_iter().map(|m| m.at).collect();
+        let mounts = mounts::read(&host.proc_of(task.init.pid, "mountinfo"))?.into_iter().map(|m| m.at).collect();
         Ok(Self { rootfs: task.rootfs.clone(), inside: host.proc_of(task.init.pid, "root"), mounts })
     }
 
@@ -270,43 +270,6 @@ fn parts(path: &Path) -> Vec<OsString> {
 
 fn under(root: &Path, absolute: impl AsRef<Path>) -> PathBuf {
     root.join(absolute.as_ref().strip_prefix("/").unwrap_or(absolute.as_ref()))
-}
-
-struct Mounted {
-    at: OsString,
-    fs: Vec<u8>,
-}
-
-/// Mount points and types (proc_pid_mountinfo(5): field 5, and the first after the `-`).
-fn mountinfo(path: &Path) -> Result<Vec<Mounted>> {
-    let bytes = fs::read(path).at("read", path)?;
-    Ok(bytes.split(|&b| b == b'\n').filter_map(parse_mount).collect())
-}
-
-fn parse_mount(line: &[u8]) -> Option<Mounted> {
-    let mut fields = line.split(|&b| b == b' ');
-    let at = OsStr::from_bytes(&unescape(fields.nth(4)?)).to_owned();
-    let fs = fields.skip_while(|f| *f != b"-").nth(1)?.to_owned();
-    Some(Mounted { at, fs })
-}
-
-/// Space, tab, newline and backslash stand as three octal digits.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let [first, tail @ ..] = rest {
-        match tail {
-            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..] if *first == b'\\' => {
-                out.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
-                rest = after;
-            }
-            _ => {
-                out.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    out
 }
 
 fn utf8(path: &Path) -> Result<String> {
@@ -479,10 +442,5 @@ mod tests {
         fs::create_dir(host.proc_of(7, "fd")).unwrap();
         symlink("pipe:[5]", host.proc_of(7, "fd/1")).unwrap();
         assert_eq!(descriptors(&host, &task), ["/dev/null", "pipe:[5]", "/dev/null"]);
-    }
-
-    #[test]
-    fn octal_escapes_of_mountinfo_are_undone() {
-        assert_eq!(unescape(br"/a\040b\011\134c\9\04"), b"/a b\t\\c\\9\\04");
     }
 }

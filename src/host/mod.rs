@@ -13,6 +13,7 @@ use crate::{
 };
 
 pub mod database;
+pub mod mounts;
 
 /// The places of one machine.
 #[derive(Debug, Clone)]

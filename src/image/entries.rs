@@ -67,11 +67,13 @@ const MAX_HELD: usize = 256 << 20;
 /// A directory that was touched within this time of its last change got its time from the file system.
 const INSTANT: f64 = 2.0;
 
-/// Reads a layer; `None` when it is too large to be held, or holds something no tar does.
+/// Reads a layer; `None` when it is too large to be held, holds something no tar does, or lies in one tree with the layers
+/// below: what the tar repeated of those cannot be told.
 pub fn read(tree: &RwLayer) -> Result<Option<Entries>> {
     let (dir, is_overlay) = match tree {
-        RwLayer::Overlay { upper, .. } => (upper, true),
+        RwLayer::Overlay { upper, ids: None, .. } => (upper, true),
         RwLayer::Tree { dir } => (dir, false),
+        RwLayer::Overlay { .. } | RwLayer::Trees { .. } => return Ok(None),
     };
     let root = Node::open(dir).at("open", dir)?;
     let mut reader = Reader { top: root.meta.clone(), is_overlay, held: 0, all: Vec::new() };
@@ -84,7 +86,7 @@ pub fn read(tree: &RwLayer) -> Result<Option<Entries>> {
 pub fn place(tree: &RwLayer) -> &Path {
     match tree {
         RwLayer::Overlay { upper, .. } => upper,
-        RwLayer::Tree { dir } => dir,
+        RwLayer::Trees { active: dir, .. } | RwLayer::Tree { dir } => dir,
     }
 }
 

@@ -397,7 +397,7 @@ fn small_file(tree: &RwLayer, name: &[u8]) -> Option<Vec<u8>> {
 
 /// A blob on its way, compressed or not.
 enum Sink {
-    Plain(BlobWriter),
+    Plain(Box<BlobWriter>),
     Gzip(Box<GzEncoder<BlobWriter>>),
 }
 
@@ -406,7 +406,7 @@ impl Sink {
         let blob = staging.blob()?;
         // No name and no time in the header: same bytes in, same bytes out.
         let gzip = |blob| Self::Gzip(Box::new(GzBuilder::new().write(blob, Compression::new(GZIP_LEVEL))));
-        Ok(if compressed { gzip(blob) } else { Self::Plain(blob) })
+        Ok(if compressed { gzip(blob) } else { Self::Plain(Box::new(blob)) })
     }
 
     fn finish(self) -> Result<Blob> {

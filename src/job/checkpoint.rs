@@ -1,7 +1,7 @@
 //! The main job: a container's spec, image, files and memory, of one moment, into a layout.
 //!
 //! ```text
-//! locate ─ image ─ prepare CRIU │ freeze ─ dump ─ files ─ binds │ thaw ─ compress ─ index ─ (kill)
+//! locate ─ image ─ prepare CRIU │ freeze ─ dump ─ files ─ mounts │ thaw ─ compress ─ index ─ (kill)
 //!          running              │           frozen              │        running again
 //! ```
 
@@ -15,8 +15,8 @@ use super::{
     locate::{Target, with_causes},
 };
 use crate::{
-    binds::{self, Captured},
-    bundle::{self, Bind, Bundle, Parts},
+    binds::{self, log},
+    bundle::{self, Bind, Bundle, Parts, account},
     containerd::content::Content,
     dump::{self, Criu, Images},
     error::{Error, Result},
@@ -25,7 +25,7 @@ use crate::{
     image::{self, Base, Sources},
     interrupt,
     layout::{Layout, Staging},
-    oci::names,
+    oci::{account::Account, names},
     proto::CheckpointOptions,
     runtime::{CgroupVersion, Task},
     rw::{self, Compression, Layer},
@@ -145,7 +145,7 @@ pub struct Sizes {
     pub rw_layer: u64,
     /// The CRIU tar.
     pub criu: u64,
-    /// The bind mounts' tars.
+    /// The tars of bind mounts, of tmpfs and of the log.
     pub binds: u64,
 }
 
@@ -159,7 +159,8 @@ pub fn checkpoint(
 ) -> Result<Report> {
     let started = Instant::now();
     let reference = reference(&target, options);
-    let mut run = Run { host, options, notes: Vec::new(), findings: target.findings.clone() };
+    let (notes, findings) = (Vec::new(), target.findings.clone());
+    let mut run = Run { host, options, account: Account::default(), notes, findings };
     let criu = run.prepare(&target)?;
     let staging = layout.stage()?;
     progress(Stage::Image);
@@ -170,14 +171,14 @@ pub fn checkpoint(
     let images = run.dump(criu.as_ref(), &still, &target, &staging)?;
     progress(Stage::Files);
     let files = target.rw.as_ref().map(|rw| rw::capture(&still, rw, &staging)).transpose()?;
-    let binds = run.binds(&still, &target, &staging)?;
+    let mounts = run.mounts(&still, &target, images.is_some(), &staging)?;
     still.is_still()?;
     let after = run.after(&target, images.is_some(), files.is_some());
     let released = still.release(after)?;
 
     progress(Stage::Seal);
     let memory = run.memory(&target, images.is_some());
-    let parts = run.seal(target, base, images, files, binds, &staging, &reference)?;
+    let parts = run.seal(target, base, images, files, mounts, &staging, &reference)?;
     let bundle = bundle::write(layout, &staging, &parts, bundle::containerd::write)?;
     staging.close()?;
     let frozen = released.frozen;
@@ -194,8 +195,15 @@ pub fn checkpoint(
 struct Run<'a> {
     host: &'a Host,
     options: &'a Options,
+    account: Account,
     notes: Vec<String>,
     findings: Vec<String>,
+}
+
+/// What is mounted into the container, and its log.
+struct Mounts {
+    captured: Vec<binds::Captured>,
+    log: Option<log::Held>,
 }
 
 /// What the parts do not tell of a run.
@@ -310,11 +318,36 @@ impl Run<'_> {
         self.or_finding(dumped)
     }
 
-    fn binds(&mut self, still: &Still, target: &Target, staging: &Staging) -> Result<Vec<Captured>> {
-        let (true, Some(spec)) = (self.options.binds, &target.spec) else { return Ok(Vec::new()) };
-        let (captured, findings) = binds::capture(self.host, still, spec, staging)?;
-        self.findings.extend(findings);
-        Ok(captured)
+    /// What is mounted, if that was asked for; and the log, held at the length it has now.
+    fn mounts(&mut self, still: &Still, target: &Target, is_dumped: bool, staging: &Staging) -> Result<Mounts> {
+        let mut captured = Vec::new();
+        match &target.spec {
+            Some(spec) if self.options.binds => {
+                let mounts = binds::capture(self.host, still, spec, is_dumped, staging)?;
+                self.notes.extend(mounts.notes);
+                self.findings.extend(mounts.findings);
+                captured = mounts.captured;
+            }
+            Some(spec) if !is_dumped && still.task().is_some() => {
+                let lost = binds::filled_tmpfs(self.host, still, spec).unwrap_or_default();
+                self.notes.extend((!lost.is_empty()).then(|| {
+                    format!(
+                        "without its memory, what is in {} is not in the bundle; --binds takes it along",
+                        lost.join(", ")
+                    )
+                }));
+            }
+            _ => {}
+        }
+        let log = match target.log.as_deref().map(|path| log::hold(self.host, path)) {
+            Some(Ok(log)) => Some(log),
+            Some(Err(why)) => {
+                self.notes.push(format!("the container's log is not in the bundle: {why}"));
+                None
+            }
+            None => None,
+        };
+        Ok(Mounts { captured, log })
     }
 
     /// What is not in the bundle must not be killed: memory that was wanted, and files, are what it would take along.
@@ -347,10 +380,12 @@ impl Run<'_> {
         base: Option<Base>,
         images: Option<Images>,
         files: Option<rw::Captured>,
-        binds: Vec<Captured>,
+        mounts: Mounts,
         staging: &Staging,
         reference: &str,
     ) -> Result<Parts> {
+        let log = mounts.log.map(|log| self.log(log, staging)).transpose()?;
+        let lacking = self.findings.clone();
         let layer = files.map(|files| self.layer(files, staging)).transpose()?;
         let criu = images.as_ref().map(|images| dump::pack::pack(images, staging)).transpose()?;
         let committed = match &layer {
@@ -359,7 +394,9 @@ impl Run<'_> {
             }
             _ => None,
         };
-        let binds = binds.into_iter().map(|bind| self.bind(bind, staging)).collect::<Result<_>>()?;
+        let mut binds: Vec<Bind> =
+            mounts.captured.into_iter().map(|mount| self.mount(mount, staging)).collect::<Result<_>>()?;
+        binds.extend(log);
         let annotations = annotations(&target, images.as_ref(), target.task.live());
         let Options { dump, exit, .. } = self.options;
         let options = CheckpointOptions {
@@ -370,29 +407,46 @@ impl Run<'_> {
             file_locks: dump.file_locks,
         };
         let (container, created, reference) = (target.container, self.options.now, reference.to_owned());
-        Ok(Parts { container, base, committed, layer, criu, options, binds, annotations, created, reference })
+        let account = Account { findings: lacking, ..std::mem::take(&mut self.account) };
+        Ok(Parts { container, base, committed, layer, criu, options, binds, account, annotations, created, reference })
     }
 
     fn layer(&mut self, files: rw::Captured, staging: &Staging) -> Result<Layer> {
         let layer = rw::seal(files, self.options.compression, staging)?;
-        self.note_lost("", &layer.summary);
+        self.note_lost("", "rw layer", &layer.summary);
         Ok(layer)
     }
 
-    fn bind(&mut self, mut captured: Captured, staging: &Staging) -> Result<Bind> {
-        let blob = binds::seal(&mut captured, staging)?;
-        self.note_lost(&format!("bind mount {}: ", captured.destination), &captured.summary);
-        Ok(Bind { destination: captured.destination, blob })
+    fn mount(&mut self, captured: binds::Captured, staging: &Staging) -> Result<Bind> {
+        let blob = binds::seal(&captured, staging)?;
+        let of = captured.name();
+        self.note_lost(&format!("{of}: "), &of, &captured.summary);
+        Ok(Bind { kind: captured.kind, destination: captured.destination, blob })
+    }
+
+    fn log(&mut self, log: log::Held, staging: &Staging) -> Result<Bind> {
+        let (destination, left_out) = (log.path.clone(), log.left_out);
+        let (blob, findings) = log.seal(staging)?;
+        self.findings.extend(findings);
+        self.notes
+            .extend((left_out > 0).then(|| format!("log {destination}: its {left_out} oldest files are left out")));
+        Ok(Bind { kind: log::LOG, destination, blob })
     }
 
     /// What a tar could not hold, and what was odd, each by name.
-    fn note_lost(&mut self, whose: &str, summary: &Summary) {
+    fn note_lost(&mut self, whose: &str, of: &str, summary: &Summary) {
+        self.account.left_out.extend(account::left_out(of, summary));
+        self.account.odd.extend(account::odd(of, summary));
+        self.account.unlisted += summary.unlisted;
         for lost in &summary.left_out {
             // A socket without its process is nothing; with it, CRIU makes it anew.
             let list = if lost.why == Why::Socket { &mut self.notes } else { &mut self.findings };
             list.push(format!("{whose}{lost}"));
         }
         self.findings.extend(summary.warnings.iter().map(|odd| format!("{whose}{odd}")));
+        if summary.unlisted > 0 {
+            self.findings.push(format!("{whose}{} more that are missing or odd, too many to list", summary.unlisted));
+        }
     }
 }
 

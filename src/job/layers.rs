@@ -19,9 +19,10 @@ pub fn committed(host: &Host, container: &Container, chain: Option<Digest>) -> R
     let meta = MetaDb::read(host)?;
     let namespace = &container.name.namespace;
     let own = container.snapshotter.as_str();
-    let others = snapshotter::TABLE.iter().map(|(name, _)| *name).filter(|name| *name != own);
+    // Overlay's first: only there each layer lies by itself.
+    let known = snapshotter::TABLE.iter().map(|(name, _)| *name).filter(|name| !["overlayfs", own].contains(name));
     let unpacked = chain.map(|id| SnapshotKey(id.to_string()));
-    let unpacked = [own].into_iter().chain(others).flat_map(|sn| unpacked.clone().map(|key| (sn, key)));
+    let unpacked = ["overlayfs", own].into_iter().chain(known).flat_map(|sn| unpacked.clone().map(|key| (sn, key)));
     let mut failed = Error::NotFound { what: "a snapshot of its layers".into(), hint: String::new() };
     for (sn, key) in unpacked.chain([(own, container.snapshot_key.clone())]) {
         let Some(record) = meta.snapshot(namespace, sn, &key)? else { continue };

@@ -7,6 +7,7 @@ use std::{
 
 use crate::{
     containerd::{
+        log,
         meta::{Container, Image, MetaDb},
         task::{self, TaskRecord},
     },
@@ -33,6 +34,8 @@ pub struct Target {
     pub parent: Option<String>,
     /// Its processes.
     pub task: TaskState,
+    /// Where its log is, if the records say so.
+    pub log: Option<String>,
     /// What is not as it should be, each with its consequence.
     pub findings: Vec<String>,
 }
@@ -131,9 +134,10 @@ pub fn locate(host: &Host, meta: &MetaDb, container: Container) -> Result<Target
     let image = note(&mut findings, "the base image is not in the bundle", image(meta, &container));
     let files = note(&mut findings, "the container's files are not in the bundle", files(host, meta, &container));
     let (task, damage) = task(host, &container)?;
+    let log = note(&mut findings, "the container's log is not in the bundle", log(meta, &container)).flatten();
     findings.extend(damage.map(|e| format!("{}: other records are used instead", with_causes(&e))));
     let (rw, parent) = files.map_or((None, None), |(rw, parent)| (Some(rw), parent));
-    Ok(Target { spec, image, rw, parent, task, findings, container })
+    Ok(Target { spec, image, rw, parent, task, log, findings, container })
 }
 
 fn note<T>(findings: &mut Vec<String>, consequence: &str, found: Result<T>) -> Option<T> {
@@ -170,7 +174,8 @@ fn image(meta: &MetaDb, container: &Container) -> Result<Image> {
     })
 }
 
-fn files(host: &Host, meta: &MetaDb, container: &Container) -> Result<(RwLayer, Option<String>)> {
+/// Where its files are, and the key of the snapshot below.
+pub fn files(host: &Host, meta: &MetaDb, container: &Container) -> Result<(RwLayer, Option<String>)> {
     let Container { name, snapshotter, snapshot_key, .. } = container;
     if snapshotter.is_empty() || snapshot_key.0.is_empty() {
         return Err(Error::NotFound { what: "a snapshot in the container's record".into(), hint: String::new() });
@@ -181,6 +186,11 @@ fn files(host: &Host, meta: &MetaDb, container: &Container) -> Result<(RwLayer, 
     })?;
     let rw = snapshotter::rw_layer(host, snapshotter, &record.name)?;
     Ok((rw, record.parent.map(|p| p.0)))
+}
+
+fn log(meta: &MetaDb, container: &Container) -> Result<Option<String>> {
+    let cri = meta.extension(&container.name, log::CRI_METADATA)?;
+    Ok(log::path(container, cri.as_deref()))
 }
 
 /// What became of the container's task, by pid and start time; and what was damaged on the way, but not needed.

@@ -31,8 +31,11 @@ pub const CHECKPOINT_CONFIG: &str = "application/vnd.containerd.container.checkp
 pub const CHECKPOINT_OPTIONS: &str = "application/vnd.containerd.container.checkpoint.options.v1+proto";
 /// The runtime's options: a protobuf Any.
 pub const RUNTIME_OPTIONS: &str = "application/vnd.containerd.container.checkpoint.runtime.options+proto";
-/// One bind mount's content: a plain tar (the first `ctr` of 2017 wrote them so).
+/// The content of one mount, or the log: a plain tar (the first `ctr` of 2017 wrote them so).
 pub const RESOURCE_TAR: &str = "application/vnd.containerd.container.resource.tar";
+
+/// What a checkpoint could not hold: JSON, [`super::account::Account`].
+pub const ACCOUNT: &str = "application/vnd.dewar.account.v1+json";
 
 /// The name under which `ctr images import` records an entry of `index.json`.
 pub const IMAGE_NAME: &str = "io.containerd.image.name";
@@ -64,8 +67,14 @@ pub const HOST_KERNEL: &str = "org.criu.checkpoint.host.kernel";
 /// `1` or `2`: a dump made under one cgroup version restores under the same only.
 pub const CGROUP_VERSION: &str = "org.criu.checkpoint.cgroup.version";
 
-/// On a bind mount's entry: where it was mounted.
+/// On a mount's entry: where it was mounted.
 pub const MOUNT_DESTINATION: &str = "org.dewar.mount.destination";
+/// On the same entry: what was mounted there, `bind` or `tmpfs`; or `log`, the container's log, found there on the host.
+pub const MOUNT_TYPE: &str = "org.dewar.mount.type";
+/// On a tar of a checkpoint: it holds what the rw layer cannot (the value says whose: `rw layer`).
+pub const BESIDE: &str = "org.dewar.beside";
+/// On an entry of `index.json`: the digest of the entry without this, since nothing else vouches for that file.
+pub const SEAL: &str = "org.dewar.entry.digest";
 /// On a checkpoint's entry: its base image is only referenced, so its blobs are meant to be absent.
 pub const IMAGE_OMITTED: &str = "org.dewar.image.omitted";
 /// On an image made again, and on the entry of a checkpoint that stands on it: the digest of the original.

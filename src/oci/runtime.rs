@@ -48,6 +48,16 @@ impl Mount {
     pub fn is_bind(&self) -> bool {
         self.kind == "bind" || self.options.iter().any(|o| o == "bind" || o == "rbind")
     }
+
+    /// A bind mount that brings along what is mounted inside its source.
+    pub fn is_recursive(&self) -> bool {
+        self.options.iter().any(|o| o == "rbind")
+    }
+
+    /// Memory that is mounted: gone with the container.
+    pub fn is_tmpfs(&self) -> bool {
+        self.kind == "tmpfs" && !self.is_bind()
+    }
 }
 
 /// `linux`.

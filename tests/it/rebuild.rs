@@ -11,7 +11,11 @@ const IMAGE: &str = "localhost/shop:1";
 
 /// The image's manifest, in the store.
 fn manifest(sandbox: &Sandbox) -> Value {
-    let right = expected("store/expected.json");
+    manifest_of(sandbox, "store/expected.json")
+}
+
+fn manifest_of(sandbox: &Sandbox, right: &str) -> Value {
+    let right = expected(right);
     let image = right["images"].as_array().unwrap().iter().find(|i| i["name"] == IMAGE).unwrap();
     json(&fs::read(sandbox.blob(image["digest"].as_str().unwrap())).unwrap())
 }
@@ -79,6 +83,26 @@ fn what_is_made_again_is_the_same_each_time() {
     assert_eq!(bytes("one"), bytes("two"));
     // A second run into the same layout finds the same image.
     assert_eq!(bytes("one"), bytes("two"));
+}
+
+/// A snapshotter whose layers are whole trees serves, too; overlay's are better, where the image is unpacked there as well.
+#[test]
+fn an_image_is_made_again_from_whole_trees() {
+    let Some(sandbox) = Sandbox::rich("2.1") else { return };
+    let layers = manifest_of(&sandbox, "containerd/2.1.expected.json")["layers"].as_array().unwrap().clone();
+    layers.iter().for_each(|layer| fs::remove_file(sandbox.blob(layer["digest"].as_str().unwrap())).unwrap());
+    for (out, has_overlay) in [("both", true), ("trees", false)] {
+        if !has_overlay {
+            fs::remove_dir_all(sandbox.root().join("io.containerd.snapshotter.v1.overlayfs")).unwrap();
+        }
+        sandbox.dewar(&["checkpoint", "default/flat", "-o", out]).exits(1);
+        sandbox.dewar(&["verify", out]).exits(0);
+        let layout = sandbox.path(out);
+        let made = layers_of(&layout);
+        let names = |layer: &Value| content(&blob(&layout, layer)).into_iter().map(|(name, _)| name);
+        let names: Vec<_> = made.as_array().unwrap().iter().flat_map(names).collect();
+        assert!(names.contains(&b"bin/web".to_vec()) && names.contains(&b"srv/www/img/pot.svg".to_vec()), "{out}");
+    }
 }
 
 /// A run killed while it committed leaves a list of what it brought in; the next removes what no index leads to.

@@ -3,9 +3,12 @@
 //! Where the lab cannot run, each test says why and passes; with `DEWAR_LIVE=1` it fails instead.
 #![forbid(unsafe_code)]
 
+mod binds; // what is mounted into a container, and its log
 mod carry; // the main job: killed daemon, checkpoint, lost node, restored by a fresh containerd
+mod exact; // what no other differ keeps: owners, holes, paths, trees without an upperdir
 mod harness; // Lab: an instance of the lab, as tests see it
 mod killed; // killed at any instant, the container runs again
 mod lab; // the lab proves itself: stock tools make the round trip, nothing survives an instance
+mod pod; // a pod, run by CRI without a kubelet
 mod rebuild; // images whose layers are gone are made again from their snapshots
 mod refusal; // what stands in the way is said, and the rest comes home

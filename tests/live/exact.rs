@@ -1,0 +1,129 @@
+//! What makes a rw layer exact where containerd's own differ, or another tool's applier, would lose something.
+
+use crate::harness::{Cgroup, Containerd, Lab, dewar_json, dewar_ok, until};
+
+/// A running container of the image `programs`, whose shell did `script`, and which then sleeps: again and again, since
+/// CRIU lets a sleep end early.
+fn after(lab: &Lab, script: &str, ctr_flags: &[&str]) {
+    lab.run(
+        "c",
+        "programs",
+        &["/bin/sh", "-c", &format!("{script}; touch /done; while :; do sleep 1; done")],
+        ctr_flags,
+    );
+    until("the container has done its work", || {
+        lab.try_sh("find /var/lib/containerd/*/snapshots -name done | grep .").status.success()
+    });
+    lab.kill_containerd();
+}
+
+/// The lines of a listing of the rw layer by GNU tar.
+fn listed(lab: &Lab) -> Vec<String> {
+    let find = r#"jq -r '.manifests[] | select(.mediaType | endswith("tar+gzip")) | .digest' "$index" | tr : /"#;
+    let all = lab.sh(&format!(
+        "cd /tmp/layout/blobs; index=$(jq -r '.manifests[-1].digest' ../index.json | tr : /)
+         tar --numeric-owner --full-time -tvzf $({find})"
+    ));
+    all.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+}
+
+/// A snapshotter without an upperdir: the trees are compared, and what comes home is restored by `ctr`.
+#[test]
+fn a_container_on_the_native_snapshotter_is_carried() {
+    for containerd in [Containerd::V1_6, Containerd::V2_1] {
+        let Some(lab) = Lab::start(containerd, Cgroup::V1) else { return };
+        // The transfer service of 2.1 unpacks for its own snapshotter only.
+        let local = if containerd == Containerd::V1_6 { "" } else { "--local" };
+        lab.start_containerd();
+        lab.sh(&format!("ctr images import {local} --snapshotter native /images/programs.tar"));
+        let args = ["/bin/witness", "16", "/var/lib/witness", "1"];
+        lab.run("witness", "programs", &args, &["--snapshotter", "native"]);
+        until("the witness answers", || lab.inside("witness", &["/bin/witness", "ask"]).status.success());
+        lab.ask("witness", &["/bin/sh", "-c", "echo changed > /etc/passwd; rm -r /home; ln /etc/group /etc/linked"]);
+        lab.kill_containerd();
+        let changes = dewar_ok(&lab, &["diff", "witness"]);
+        for line in ["C /etc/passwd  (file, 8 B)", "D /home", "A /etc/linked"] {
+            assert!(changes.lines().any(|found| found.starts_with(line)), "{line} in {changes}");
+        }
+        let unchanged = changes.lines().filter(|line| line.contains("/bin"));
+        assert_eq!(unchanged.count(), 0, "{changes}");
+
+        let report =
+            dewar_json(&lab, &["checkpoint", "witness", "-o", "/tmp/layout", "--ref", "localhost/w:1", "--json"]);
+        assert_eq!(report[0]["findings"], serde_json::json!([]));
+        lab.lose_node();
+        lab.start_containerd();
+        lab.sh(&format!("tar -C /tmp/layout -cf - . | ctr images import {local} --snapshotter native -"));
+        lab.restore("witness", "localhost/w:1");
+        lab.ask("witness", &["/bin/witness", "ask"]);
+        assert_eq!(lab.ask("witness", &["/bin/cat", "/etc/passwd"]), "changed\n");
+        let same = lab.ask("witness", &["/bin/stat", "-c", "%h", "/etc/linked"]);
+        assert_eq!(same, "2\n");
+        assert!(!lab.inside("witness", &["/bin/ls", "/home"]).status.success());
+    }
+}
+
+/// An idmapped snapshot's upperdir carries the host's ids; in the bundle are the container's.
+#[test]
+fn owners_of_an_idmapped_snapshot_are_those_that_the_container_sees() {
+    let Some(lab) = Lab::start(Containerd::V2_1, Cgroup::V1) else { return };
+    lab.start_containerd();
+    lab.import("programs");
+    let map = "0:100000:65536";
+    let flags = ["--remap-labels", "--uidmap", map, "--gidmap", map];
+    after(&lab, "echo x > /f; chown 1000:1001 /f; chown 5 /etc; mkdir /d", &flags);
+    let on_disk = lab.sh("stat -c %u:%g /var/lib/containerd/*overlayfs/snapshots/*/fs/f");
+    assert_eq!(on_disk, "101000:101001\n", "the snapshot is idmapped");
+    dewar_ok(&lab, &["checkpoint", "c", "-o", "/tmp/layout", "--task", "never"]);
+    let listed = listed(&lab);
+    for (owner, name) in [("1000/1001", "f"), ("5/0", "etc/"), ("0/0", "d/")] {
+        let is_so = |line: &&String| line.contains(&format!(" {owner} ")) && line.ends_with(&format!(" {name}"));
+        assert!(listed.iter().any(|line| is_so(&line)), "{name}: {listed:?}");
+    }
+}
+
+/// containerd refuses a whole image for one path that is too long: it must not cost the container.
+#[test]
+fn a_path_too_long_does_not_cost_the_restore() {
+    let Some(lab) = Lab::start(Containerd::V2_1, Cgroup::V1) else { return };
+    lab.start_containerd();
+    lab.import("programs");
+    let deep =
+        "i=0; while [ $i -lt 24 ]; do d=$(printf %0200d $i); mkdir $d; cd $d; i=$((i+1)); done; echo hi > end; cd /";
+    after(&lab, &format!("{deep}; echo kept > /near"), &[]);
+    let ran = lab.dewar(&["checkpoint", "c", "-o", "/tmp/layout", "--ref", "localhost/c:1", "--json"]);
+    assert_eq!(ran.status.code(), Some(1), "a finding: it does not come back by itself");
+    let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+    assert!(said.contains("too long to be unpacked; kept beside the layer as files/"), "{said}");
+    dewar_ok(&lab, &["verify", "/tmp/layout"]);
+    let tar = r#"jq -r '.manifests[] | select(.annotations["org.dewar.beside"]) | .digest' "$index" | tr : /"#;
+    let beside = lab.sh(&format!(
+        "cd /tmp/layout/blobs; index=$(jq -r '.manifests[-1].digest' ../index.json | tr : /); bsdtar -xOf $({tar}) '*/end'"
+    ));
+    assert_eq!(beside, "hi\n");
+    lab.lose_node();
+    lab.start_containerd();
+    lab.import_layout("/tmp/layout");
+    lab.restore("c", "localhost/c:1");
+    assert_eq!(lab.ask("c", &["/bin/cat", "/near"]), "kept\n");
+}
+
+/// A file of more than eight gibibytes with a few bytes in it: no ustar field holds its size, and nobody has time to
+/// read its zeros.
+#[test]
+fn a_huge_sparse_file_costs_next_to_nothing() {
+    let Some(lab) = Lab::start(Containerd::V2_1, Cgroup::V1) else { return };
+    lab.start_containerd();
+    lab.import("programs");
+    const SIZE: u64 = (9 << 30) + 5;
+    after(&lab, &format!("dd if=/dev/zero of=/big bs=1 count=0 seek={}; echo tail >> /big", SIZE - 5), &[]);
+    let args = ["checkpoint", "c", "-o", "/tmp/layout", "--task", "never", "--json"];
+    let report = &dewar_json(&lab, &args)[0];
+    assert_eq!(report["files"]["bytes"], SIZE);
+    let stored = report["sizes"]["rw_layer"].as_u64().expect("a size");
+    assert!(stored < SIZE / 900, "{stored} bytes");
+    let frozen = report["frozen_ms"].as_f64().expect("it lives");
+    assert!(frozen < 5000.0, "{frozen} ms frozen: copying the zeros takes longer");
+    let listed = listed(&lab);
+    assert!(listed.iter().any(|line| line.contains(&format!(" {SIZE} ")) && line.ends_with(" big")), "{listed:?}");
+}
