@@ -171,7 +171,7 @@ fn extended(path: &[u8], len: usize) -> [u8; BLOCK] {
 }
 
 /// `<length> <key>=<value>\n`, where the length counts its own digits.
-fn record(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
+pub fn record(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let bare = key.len() + value.len() + 3;
     let mut len = bare + digits(bare);
     // One more digit may have appeared; it cannot appear twice.
@@ -233,7 +233,7 @@ fn text(field: &mut [u8], value: &[u8]) {
 }
 
 /// The sum of all bytes, with the sum's own field taken as spaces.
-fn checksum(block: &mut [u8; BLOCK]) {
+pub fn checksum(block: &mut [u8; BLOCK]) {
     block[148..156].fill(b' ');
     let sum: u32 = block.iter().map(|&b| u32::from(b)).sum();
     block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());

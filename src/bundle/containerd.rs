@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::{Parts, account};
 use crate::{
     error::{Error, Result},
+    image::Base,
     layout::{Blob, Staging, read},
     oci::{
         account::Account,
@@ -91,6 +92,11 @@ fn checkpoint_entry(blob: Blob, parts: &Parts) -> Descriptor {
     if let Some(base) = parts.base.as_ref().filter(|base| !base.carried) {
         entry = entry.with(names::IMAGE_OMITTED, &base.name);
     }
+    if let Some(Base { recreated: Ok(Some(recreated)), target, .. }) = &parts.base
+        && recreated.original.digest != target.digest
+    {
+        entry = recreated.annotate(entry);
+    }
     named(entry, &parts.reference).with(names::CREATED, parts.created.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
 }
 
@@ -110,7 +116,7 @@ mod tests {
         containerd::meta::Container,
         digest::Digest,
         id::{ContainerRef, SnapshotKey},
-        image::{Base, Local},
+        image::Local,
         layout::Layout,
         oci::image::Manifest,
         proto::CheckpointOptions,
@@ -126,9 +132,10 @@ mod tests {
         Base {
             name: "localhost/base:1".into(),
             target: Descriptor::new(names::MANIFEST, Digest::of(b"base"), 4),
-            local: Some(Local { manifest: Manifest { config, layers: Vec::new() }, config: Vec::new() }),
+            local: Some(Local { manifest: Manifest { config, layers: Vec::new(), subject: None }, config: Vec::new() }),
             missing: Vec::new(),
             carried: true,
+            recreated: Ok(None),
         }
     }
 

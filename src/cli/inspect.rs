@@ -41,7 +41,11 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode> {
 }
 
 fn show(c: &Checkpoint, out: &mut dyn Write) -> Result<()> {
-    let carried = if c.image_carried { "" } else { " (not in this layout)" };
+    let carried = match c.annotations.get(names::IMAGE_RECREATED) {
+        _ if !c.image_carried => " (not in this layout)".to_owned(),
+        Some(quality) => format!(" (made again from its snapshots: {quality})"),
+        None => String::new(),
+    };
     let mut lines = vec![
         ("checkpoint", c.reference.clone()),
         ("digest", c.digest.clone()),

@@ -10,7 +10,10 @@ use std::{collections::BTreeMap, path::Path, time::Instant};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::locate::{Target, with_causes};
+use super::{
+    layers,
+    locate::{Target, with_causes},
+};
 use crate::{
     binds::{self, log},
     bundle::{self, Bind, Bundle, Parts, account},
@@ -19,7 +22,7 @@ use crate::{
     error::{Error, Result},
     freeze::{self, After, Still},
     host::Host,
-    image::{self, Base},
+    image::{self, Base, Sources},
     interrupt,
     layout::{Layout, Staging},
     oci::{account::Account, names},
@@ -255,13 +258,13 @@ impl Run<'_> {
 
     fn base(&mut self, target: &Target, layout: &Layout, staging: &Staging) -> Result<Option<Base>> {
         let Some(image) = &target.image else { return Ok(None) };
-        let base = image::export(&Content::of(self.host), image, staging, self.options.image)?;
+        let known = layout.index()?.manifests.into_iter().find(|entry| entry.name() == Some(&image.name));
+        let sources = Sources { known, snapshots: &|chain| layers::committed(self.host, &target.container, chain) };
+        let base = image::export(&Content::of(self.host), image, staging, self.options.image, &sources)?;
         if base.carried {
             refuse_other_image(&base, layout)?;
         }
-        self.findings.extend(base.missing.iter().map(|blob| {
-            format!("not in the content store: {blob} of {}; the target needs the image itself", base.name)
-        }));
+        self.note_missing(&base);
         if let (Some(parent), Some(chain)) = (&target.parent, base.chain_id())
             && *parent != chain.to_string()
         {
@@ -272,6 +275,26 @@ impl Run<'_> {
             ));
         }
         Ok(Some(base))
+    }
+
+    /// What the content store lacks, and what became of it.
+    fn note_missing(&mut self, base: &Base) {
+        let (name, missing) = (&base.name, &base.missing);
+        match &base.recreated {
+            Ok(Some(recreated)) => {
+                let (notes, findings) = recreated.account(name, missing);
+                self.notes.extend(notes);
+                self.findings.extend(findings);
+                return;
+            }
+            Ok(None) => {}
+            Err(why) => self.findings.push(format!("{name} could not be made again from its snapshots: {why}")),
+        }
+        self.findings.extend(
+            missing
+                .iter()
+                .map(|blob| format!("not in the content store: {blob} of {name}; the target needs the image itself")),
+        );
     }
 
     fn hold(&self, target: &Target) -> Result<Still> {

@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod diff;
 pub mod inspect;
+pub mod layers;
 pub mod list;
 pub mod locate;
 pub mod thaw;

@@ -45,9 +45,17 @@ impl Layout {
         }
         Ok(Vec::new())
     }
+
+    /// The manifest that this one refers to (OCI image spec 1.1, `manifest.md`, `subject`).
+    fn subject(&self, of: &Descriptor) -> Result<Option<Descriptor>> {
+        let path = self.blob_path(&of.digest);
+        let parsed = |bytes: Vec<u8>| serde_json::from_slice::<Manifest>(&bytes).map_err(|e| Error::malformed(path, e));
+        Ok(if of.is_manifest() { parsed(self.document(&of.digest)?)?.subject } else { None })
+    }
 }
 
-/// Every digest that the index leads to. What cannot be read leads nowhere further.
+/// Every digest that the index leads to, the originals of images made again included. What cannot be read leads nowhere
+/// further.
 pub(super) fn reachable(layout: &Layout) -> Result<HashSet<Digest>> {
     let mut seen = HashSet::new();
     let mut todo = layout.index()?.manifests;
@@ -55,6 +63,7 @@ pub(super) fn reachable(layout: &Layout) -> Result<HashSet<Digest>> {
         // Whether a blob leads further is its media type's to say, and one blob may have several.
         if seen.insert((descriptor.digest, descriptor.media_type.clone())) {
             todo.extend(layout.children(&descriptor).unwrap_or_default());
+            todo.extend(layout.subject(&descriptor).unwrap_or_default());
         }
     }
     Ok(seen.into_iter().map(|(digest, _)| digest).collect())

@@ -74,6 +74,9 @@ pub struct Manifest {
     /// Its layers, bottom first.
     #[serde(default)]
     pub layers: Vec<Descriptor>,
+    /// What it refers to without needing it: an image made again, to its original.
+    #[serde(default)]
+    pub subject: Option<Descriptor>,
 }
 
 /// An image's config: what we read of it.

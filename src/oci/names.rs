@@ -77,5 +77,17 @@ pub const BESIDE: &str = "org.dewar.beside";
 pub const SEAL: &str = "org.dewar.entry.digest";
 /// On a checkpoint's entry: its base image is only referenced, so its blobs are meant to be absent.
 pub const IMAGE_OMITTED: &str = "org.dewar.image.omitted";
+/// On an image made again, and on the entry of a checkpoint that stands on it: the digest of the original.
+pub const IMAGE_ORIGINAL: &str = "org.dewar.image.original";
+/// There, too: `exact` if all layers have their recorded diff ids, otherwise `equivalent`.
+pub const IMAGE_RECREATED: &str = "org.dewar.image.recreated";
+/// On an image made again without the original's config: `empty`.
+pub const CONFIG_RECREATED: &str = "org.dewar.config.recreated";
+/// On a layer made again from its snapshot: `exact` if it has its recorded diff id, otherwise `equivalent`.
+pub const LAYER_RECREATED: &str = "org.dewar.layer.recreated";
+/// There, too: the digest of the original's blob.
+pub const LAYER_ORIGINAL: &str = "org.dewar.layer.original";
+/// There, too, if it is exact: who writes layers so.
+pub const LAYER_WRITER: &str = "org.dewar.layer.writer";
 /// On a checkpoint's entry: the namespace the container's record was in.
 pub const NAMESPACE: &str = "org.dewar.container.namespace";

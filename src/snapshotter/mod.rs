@@ -74,9 +74,30 @@ const MAX_PARENTS: usize = 4096;
 
 /// Kinds of snapshot (`core/snapshots/snapshotter.go`).
 const ACTIVE: &[u8] = &[2];
+const COMMITTED: &[u8] = &[3];
 
 /// The rw layer of the active snapshot `name`.
 pub fn rw_layer(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<RwLayer> {
+    let (dir, resolve, snapshot, kind) = look_up(host, snapshotter, name)?;
+    if kind != ACTIVE {
+        let active = Corrupt { at: 0, why: "the container's snapshot is not an active one" };
+        return Err(active).within(dir.join("metadata.db"));
+    }
+    resolve(&dir, &snapshot)
+}
+
+/// The committed layers that the snapshot `name` stands on, bottom first; a committed one is itself the last of them.
+pub fn layers(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<Vec<RwLayer>> {
+    let (dir, resolve, Snapshot { id, mut parents, .. }, kind) = look_up(host, snapshotter, name)?;
+    if kind == COMMITTED {
+        parents.insert(0, id);
+    }
+    let with_parents = |at: usize| Snapshot { id: parents[at], parents: parents[at + 1..].to_vec(), ids: None };
+    (0..parents.len()).rev().map(|at| resolve(&dir, &with_parents(at))).collect()
+}
+
+/// The snapshotter's directory, how it is read, and the snapshot with its kind.
+fn look_up(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<(PathBuf, Resolve, Snapshot, Vec<u8>)> {
     let Some((_, resolve)) = TABLE.iter().find(|(known, _)| *known == snapshotter) else {
         return Err(Error::Unsupported {
             what: format!("snapshotter {snapshotter:?} is not supported, so the container's files cannot be read"),
@@ -86,21 +107,19 @@ pub fn rw_layer(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<R
     let dir = host.root.join(format!("io.containerd.snapshotter.v1.{snapshotter}"));
     let db = dir.join("metadata.db");
     let bytes = database::read(host, &db)?;
-    let snapshot = find(&bytes, name).within(&db)?.ok_or_else(|| Error::NotFound {
+    let (snapshot, kind) = find(&bytes, name).within(&db)?.ok_or_else(|| Error::NotFound {
         what: format!("snapshot {name} in {}", db.display()),
         hint: "the two databases disagree: the container's files cannot be located".into(),
     })?;
-    resolve(&dir, &snapshot)
+    Ok((dir, *resolve, snapshot, kind))
 }
 
-fn find(bytes: &[u8], name: &SnapshotName) -> Result<Option<Snapshot>, Corrupt> {
+fn find(bytes: &[u8], name: &SnapshotName) -> Result<Option<(Snapshot, Vec<u8>)>, Corrupt> {
     let db = Db::open(bytes)?;
     let Some(v1) = db.root().bucket("v1")? else { return Ok(None) };
     let Some(all) = v1.bucket("snapshots")? else { return Ok(None) };
     let Some(record) = all.bucket(&name.0)? else { return Ok(None) };
-    if record.value("kind")? != Some(ACTIVE) {
-        return Err(Corrupt { at: 0, why: "the container's snapshot is not an active one" });
-    }
+    let kind = record.value("kind")?.unwrap_or_default().to_vec();
     let mut parents = Vec::new();
     let mut parent = record::text(&record, "parent")?;
     while !parent.is_empty() {
@@ -112,7 +131,7 @@ fn find(bytes: &[u8], name: &SnapshotName) -> Result<Option<Snapshot>, Corrupt> 
             return Err(Corrupt { at: 0, why: "a snapshot has too many parents" });
         }
     }
-    Ok(Some(Snapshot { id: id(&record)?, parents, ids: ids(&record)? }))
+    Ok(Some((Snapshot { id: id(&record)?, parents, ids: ids(&record)? }, kind)))
 }
 
 /// The mapping of an idmapped snapshot stands in two labels (`core/snapshots/snapshotter.go`, `LabelSnapshotUIDMapping`).

@@ -74,6 +74,8 @@ pub struct Meta {
     pub size: u64,
     /// Last modification.
     pub mtime: Time,
+    /// Last change of the inode itself.
+    pub ctime: Time,
     /// A device's major and minor number.
     pub device: (u32, u32),
     /// How many names it has.
@@ -97,6 +99,7 @@ impl Meta {
             gid: ids.map_or(stat.stx_gid, |ids| ids.gids.to_container(stat.stx_gid)),
             size: stat.stx_size,
             mtime: Time { secs: stat.stx_mtime.tv_sec, nanos: stat.stx_mtime.tv_nsec },
+            ctime: Time { secs: stat.stx_ctime.tv_sec, nanos: stat.stx_ctime.tv_nsec },
             device: (stat.stx_rdev_major, stat.stx_rdev_minor),
             links: stat.stx_nlink,
             id: FileId { dev: (stat.stx_dev_major, stat.stx_dev_minor), ino: stat.stx_ino },

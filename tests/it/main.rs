@@ -22,6 +22,8 @@ mod ls;
 mod overlay;
 /// Every command of README.md that needs no live node.
 mod readme;
+/// Images whose blobs are gone are made again from their snapshots.
+mod rebuild;
 /// Layers and bind mounts: what is written restores to what was there.
 mod rw;
 /// `-o x.tar` and `-o -`: the same layout as one plain tar.

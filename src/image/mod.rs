@@ -1,5 +1,5 @@
-//! The base image: its closure in the content store, carried byte for byte; and the image that the container's
-//! files make on top of it.
+//! The base image: its closure in the content store, carried byte for byte; what is gone from there, made again from its
+//! snapshots ([`rebuild`]); and the image that the container's files make on top of it.
 
 use std::{collections::BTreeMap, io};
 
@@ -19,19 +19,29 @@ use crate::{
     rw::Layer,
 };
 
+pub mod dialect;
+pub mod entries;
+pub mod rebuild;
+pub mod search;
+pub mod style;
+
+pub use rebuild::{Committed, Recreated};
+
 /// A base image as far as it is in the layout.
 #[derive(Debug, Clone)]
 pub struct Base {
     /// Its exact name in containerd's records.
     pub name: String,
-    /// What the record points to.
+    /// What its name stands for in the bundle: what the record points to, or the image made again from its snapshots.
     pub target: Descriptor,
     /// The manifest for this machine, when its documents are here.
     pub local: Option<Local>,
-    /// Blobs that the store lacks or has damaged, in words.
+    /// Blobs that the store lacks or has damaged, in words; they are in the bundle if the image was made again.
     pub missing: Vec<String>,
     /// Its blobs are in the layout; false when only referenced.
     pub carried: bool,
+    /// What was made again, or why what is missing could not be.
+    pub recreated: Result<Option<Recreated>, String>,
 }
 
 /// The documents of one platform's image.
@@ -43,18 +53,32 @@ pub struct Local {
     pub config: Vec<u8>,
 }
 
+/// Where an image that is not whole may be had from.
+pub struct Sources<'a> {
+    /// The entry of its name in the layout: an earlier run may have made it again.
+    pub known: Option<Descriptor>,
+    /// Finds the committed snapshots of the image with a chain id, bottom first; without one, those of the container.
+    pub snapshots: &'a dyn Fn(Option<Digest>) -> Result<Vec<Committed>>,
+}
+
 /// Copies the image's blobs that this machine needs into the staging; with `carry` false, it only reads the documents.
 ///
-/// A blob that the store lacks or has damaged is named in the result and hides no other.
-pub fn export(content: &Content, image: &Image, staging: &Staging, carry: bool) -> Result<Base> {
+/// A blob that the store lacks or has damaged is named in the result and hides no other. If there is one, the image is made
+/// again from its snapshots; where that fails, the result says why.
+pub fn export(content: &Content, image: &Image, staging: &Staging, carry: bool, sources: &Sources<'_>) -> Result<Base> {
     let target = Descriptor::new(&image.media_type, image.digest, image.size);
-    let mut export = Export { content, staging, carry, missing: Vec::new(), local: None };
+    let mut export = Export { content, staging, carry, missing: Vec::new(), local: None, lacking: Vec::new() };
     export.descend(&target, 0)?;
     if export.local.is_none() && export.missing.is_empty() {
         export.missing.push(format!("{} has no manifest for this machine's platform", image.name));
     }
-    let Export { missing, local, .. } = export;
-    Ok(Base { name: image.name.clone(), target, local, missing, carried: carry })
+    let Export { missing, local, lacking, .. } = export;
+    let name = image.name.clone();
+    let mut base = Base { name, target, local, missing, carried: carry, recreated: Ok(None) };
+    if carry && (!lacking.is_empty() || base.local.is_none()) {
+        base.rebuild(&lacking, staging, sources)?;
+    }
+    Ok(base)
 }
 
 /// An index in an index in an index: nobody builds such images.
@@ -66,6 +90,8 @@ struct Export<'a> {
     carry: bool,
     missing: Vec<String>,
     local: Option<Local>,
+    /// The layers of `local` that are missing, by place.
+    lacking: Vec<usize>,
 }
 
 impl Export<'_> {
@@ -107,11 +133,15 @@ impl Export<'_> {
         };
         let config = self.document(&manifest.config)?;
         let layers = if self.carry { manifest.layers.as_slice() } else { &[] };
-        for layer in layers {
-            self.copy(layer)?;
+        let mut lacking = Vec::new();
+        for (place, layer) in layers.iter().enumerate() {
+            if !self.copy(layer)? {
+                lacking.push(place);
+            }
         }
         if let (None, Some(config)) = (&self.local, config) {
             self.local = Some(Local { manifest, config });
+            self.lacking = lacking;
         }
         Ok(Ok(()))
     }
@@ -132,25 +162,25 @@ impl Export<'_> {
         Ok(None)
     }
 
-    /// A large blob: copied and verified in one pass.
-    fn copy(&mut self, layer: &Descriptor) -> Result<()> {
+    /// A large blob: copied and verified in one pass. False if the store does not have it whole.
+    fn copy(&mut self, layer: &Descriptor) -> Result<bool> {
         if self.staging.has(&layer.digest, layer.size) {
-            return Ok(());
+            return Ok(true);
         }
         let Some(mut file) = self.content.open(&layer.digest)? else {
             self.missing.push(format!("layer {} ({} bytes)", layer.digest, layer.size));
-            return Ok(());
+            return Ok(false);
         };
         let mut blob = self.staging.blob()?;
         let copied = io::copy(&mut file, &mut blob);
         interrupt::check()?;
         let path = self.content.path(&layer.digest);
         copied.at("copy", &path)?;
-        match blob.complete_as(&layer.digest)? {
-            Some(_) => {}
-            None => self.missing.push(format!("{} is damaged: its content has another digest", path.display())),
+        let is_whole = blob.complete_as(&layer.digest)?.is_some();
+        if !is_whole {
+            self.missing.push(format!("{} is damaged: its content has another digest", path.display()));
         }
-        Ok(())
+        Ok(is_whole)
     }
 }
 
@@ -160,7 +190,7 @@ impl Export<'_> {
 pub fn committed(base: Option<&Base>, layer: &Layer, staging: &Staging) -> Result<Option<Descriptor>> {
     let (config, layers) = match base {
         None => (fresh_config(), Vec::new()),
-        Some(Base { local: Some(local), missing, carried: true, .. }) if missing.is_empty() => {
+        Some(base @ Base { local: Some(local), .. }) if base.is_whole() => {
             let config = serde_json::from_slice(&local.config).map_err(|e| Error::malformed("image config", e))?;
             (config, local.manifest.layers.clone())
         }
@@ -218,13 +248,55 @@ fn with_layer(mut config: Value, diff_id: Digest) -> Result<Vec<u8>> {
     serde_json::to_vec(&config).map_err(|e| Error::malformed("image config", e))
 }
 
+/// True for what ends the run: the user's wish, or a disk that takes no more.
+fn is_ours(e: &Error) -> bool {
+    let writes = ["write", "write into", "compress", "sync a blob in", "rename a blob to"];
+    matches!(e, Error::Interrupted) || matches!(e, Error::Io { verb, .. } if writes.contains(verb))
+}
+
+/// The chain id of layers with these diff ids (OCI image spec, `config.md`, "Layer ChainID").
+fn chain_of(diff_ids: &[Digest]) -> Option<Digest> {
+    let (first, more) = diff_ids.split_first()?;
+    Some(more.iter().fold(*first, |chain, id| Digest::of(format!("{chain} {id}").as_bytes())))
+}
+
 impl Base {
-    /// The chain id of its layers: the key of the snapshot that an unpack makes (OCI image spec, `config.md`).
+    /// The chain id of the layers that the record points to: the key of the snapshot that an unpack makes. An image made
+    /// again may have another, but the container stands on this one.
     pub fn chain_id(&self) -> Option<Digest> {
+        if let Ok(Some(recreated)) = &self.recreated {
+            return recreated.chain;
+        }
         let config: Config = serde_json::from_slice(&self.local.as_ref()?.config).ok()?;
-        let mut ids = config.rootfs.diff_ids.into_iter();
-        let first = ids.next()?;
-        Some(ids.fold(first, |chain, id| Digest::of(format!("{chain} {id}").as_bytes())))
+        chain_of(&config.rootfs.diff_ids)
+    }
+
+    /// True if all that an unpack needs is in the layout.
+    fn is_whole(&self) -> bool {
+        let is_recreated = matches!(self.recreated, Ok(Some(_)));
+        self.carried && self.local.is_some() && (self.missing.is_empty() || is_recreated)
+    }
+
+    /// Makes the image again from its snapshots; that this cannot be done costs nothing else.
+    fn rebuild(&mut self, lacking: &[usize], staging: &Staging, sources: &Sources<'_>) -> Result<()> {
+        let target = self.target.clone();
+        let has_target = staging.has(&target.digest, target.size);
+        let image = rebuild::Incomplete { target: &target, has_target, local: self.local.as_ref(), lacking };
+        let known = sources.known.as_ref().and_then(|known| rebuild::known(&image, known, staging));
+        let made = known.map_or_else(
+            || (sources.snapshots)(self.chain_id()).and_then(|found| rebuild::rebuild(&image, &found, staging)),
+            Ok,
+        );
+        match made {
+            Ok(made) => {
+                self.target = made.target;
+                self.local = Some(made.local);
+                self.recreated = Ok(Some(made.recreated));
+            }
+            Err(e) if is_ours(&e) => return Err(e),
+            Err(e) => self.recreated = Err(e.to_string()),
+        }
+        Ok(())
     }
 
     /// Its entry in `index.json`, under its own exact name.
@@ -252,13 +324,18 @@ mod tests {
     fn base(config: &str, media_type: &str) -> Base {
         let below = Descriptor::new(media_type, Digest::of(b"below"), 5);
         let config = config.as_bytes().to_vec();
-        let manifest = Manifest { config: Descriptor::new(names::CONFIG, Digest::of(&config), 1), layers: vec![below] };
+        let manifest = Manifest {
+            config: Descriptor::new(names::CONFIG, Digest::of(&config), 1),
+            layers: vec![below],
+            subject: None,
+        };
         Base {
             name: "localhost/x:1".into(),
             target: Descriptor::new(names::MANIFEST, Digest::of(b"target"), 6),
             local: Some(Local { manifest, config }),
             missing: Vec::new(),
             carried: true,
+            recreated: Ok(None),
         }
     }
 

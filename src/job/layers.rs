@@ -1,0 +1,54 @@
+//! The committed snapshots of an image's layers: what is left of layers whose blobs are gone.
+
+use crate::{
+    containerd::meta::{Container, MetaDb},
+    digest::Digest,
+    error::{Error, Result},
+    host::Host,
+    id::SnapshotKey,
+    image::Committed,
+    snapshotter::{self, RwLayer},
+};
+
+/// No image has more layers; a longer chain of records is a loop.
+const MAX_LAYERS: usize = 4096;
+
+/// The layers of the image with this chain id, bottom first, in whatever snapshotter that can be read has them. If none has,
+/// or the chain id is not known, those that the container itself stands on.
+pub fn committed(host: &Host, container: &Container, chain: Option<Digest>) -> Result<Vec<Committed>> {
+    let meta = MetaDb::read(host)?;
+    let namespace = &container.name.namespace;
+    let own = container.snapshotter.as_str();
+    // Overlay's first: only there each layer lies by itself.
+    let known = snapshotter::TABLE.iter().map(|(name, _)| *name).filter(|name| !["overlayfs", own].contains(name));
+    let unpacked = chain.map(|id| SnapshotKey(id.to_string()));
+    let unpacked = ["overlayfs", own].into_iter().chain(known).flat_map(|sn| unpacked.clone().map(|key| (sn, key)));
+    let mut failed = Error::NotFound { what: "a snapshot of its layers".into(), hint: String::new() };
+    for (sn, key) in unpacked.chain([(own, container.snapshot_key.clone())]) {
+        let Some(record) = meta.snapshot(namespace, sn, &key)? else { continue };
+        match snapshotter::layers(host, sn, &record.name) {
+            Ok(trees) => return with_chains(&meta, container, sn, key, record.parent, trees),
+            Err(e) => failed = e,
+        }
+    }
+    Err(failed)
+}
+
+/// The layers with their chain ids, which are the keys of the snapshot and its parents.
+fn with_chains(
+    meta: &MetaDb,
+    container: &Container,
+    sn: &str,
+    key: SnapshotKey,
+    mut parent: Option<SnapshotKey>,
+    trees: Vec<RwLayer>,
+) -> Result<Vec<Committed>> {
+    let mut chains = vec![key.0.parse().ok()];
+    while let Some(key) = parent.filter(|_| chains.len() <= MAX_LAYERS) {
+        chains.push(key.0.parse().ok());
+        parent = meta.snapshot(&container.name.namespace, sn, &key)?.and_then(|record| record.parent);
+    }
+    // Nearest first; the container's own snapshot has no layer of the image, and its key is no chain id.
+    let chains = chains.into_iter().rev().chain(std::iter::repeat(None));
+    Ok(trees.into_iter().zip(chains).map(|(tree, chain)| Committed { chain, tree }).collect())
+}
