@@ -83,6 +83,11 @@ impl Case<'_> {
         self.expected.get(self.path(), "kind").unwrap_or("nothing")
     }
 
+    /// The value that was to be, and the one that is.
+    pub fn values(&self) -> (Option<&str>, Option<&str>) {
+        (self.difference.expected.as_deref(), self.difference.restored.as_deref())
+    }
+
     /// What the layers below had there.
     pub fn kind_below(&self) -> &str {
         self.base.get(self.path(), "kind").unwrap_or("nothing")
@@ -94,6 +99,25 @@ pub struct Known {
     pub cause: &'static str,
     pub applies: fn(&Case) -> bool,
 }
+
+/// A directory of the image was renamed, with a file in it that has another name elsewhere in the image. Overlay shows both as
+/// one file until one of them changes; the layer has the one that moved, so they come back as two files of the same content.
+pub const SPLIT: Known = Known {
+    cause: "a file of the image with several names, one of which moved along with a directory, comes back as two",
+    applies: |case| {
+        let names = |text: Option<&'_ str>| -> BTreeSet<String> {
+            text.unwrap_or_default().split(" = ").filter(|name| !name.is_empty()).map(str::to_owned).collect()
+        };
+        let (expected, restored) = (names(case.values().0), names(case.values().1));
+        let has_been_linked = |name: &String| {
+            case.base
+                .entries
+                .keys()
+                .any(|path| path.escape_ascii().to_string() == *name && case.base.get(path, "names").is_some())
+        };
+        case.is("names") && restored.is_subset(&expected) && expected.iter().any(has_been_linked)
+    },
+};
 
 /// Someone who unpacks layers.
 pub struct Applier<'a> {

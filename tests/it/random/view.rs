@@ -78,8 +78,13 @@ impl View {
             match &left.why {
                 Why::XattrName(name) | Why::XattrSize(name) => {
                     let key = format!("xattr {}", name.escape_ascii());
-                    let entry = self.entries.get_mut(&left.path);
-                    assert!(entry.and_then(|entry| entry.remove(&key)).is_some(), "{left}: it was not there");
+                    // Told once for a file, whatever its names.
+                    let inode = self.inodes.get(&left.path).copied();
+                    let is_same =
+                        |path: &[u8]| *path == left.path || inode.is_some() && self.inodes.get(path).copied() == inode;
+                    let names = self.entries.iter_mut().filter(|(path, _)| is_same(path));
+                    let removed = names.filter_map(|(_, entry)| entry.remove(&key)).count();
+                    assert!(removed > 0, "{left}: it was not there");
                 }
                 Why::Socket | Why::WhiteoutName => drop(gone.insert(left.path.as_slice())),
                 _ => panic!("{left}"),
