@@ -7,4 +7,5 @@ mod carry; // the main job: killed daemon, checkpoint, lost node, restored by a 
 mod harness; // Lab: an instance of the lab, as tests see it
 mod killed; // killed at any instant, the container runs again
 mod lab; // the lab proves itself: stock tools make the round trip, nothing survives an instance
+mod random; // random changes to a file system, unpacked by containerd and umoci
 mod refusal; // what stands in the way is said, and the rest comes home

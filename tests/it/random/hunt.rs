@@ -7,6 +7,7 @@ use std::{
         Mutex,
         atomic::{AtomicU64, Ordering},
     },
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use dewar::tree::Summary;
@@ -88,6 +89,16 @@ impl Case<'_> {
         (self.difference.expected.as_deref(), self.difference.restored.as_deref())
     }
 
+    /// The directories that have it, under any of its names.
+    pub fn parents(&self) -> impl Iterator<Item = &[u8]> {
+        let names = self.expected.get(self.path(), "names");
+        let is_same = move |path: &&Vec<u8>| {
+            **path == self.path() || names.is_some() && self.expected.get(path, "names") == names
+        };
+        let parent = |path: &'_ [u8]| path.iter().rposition(|&b| b == b'/').unwrap_or(0);
+        self.expected.entries.keys().filter(is_same).map(move |path| &path[..parent(path)])
+    }
+
     /// What the layers below had there.
     pub fn kind_below(&self) -> &str {
         self.base.get(self.path(), "kind").unwrap_or("nothing")
@@ -118,6 +129,13 @@ pub const SPLIT: Known = Known {
         case.is("names") && restored.is_subset(&expected) && expected.iter().any(has_been_linked)
     },
 };
+
+/// True for a time of this last hour.
+pub fn is_now(mtime: Option<&str>) -> bool {
+    let secs = mtime.and_then(|text| text.split('+').next()).and_then(|secs| secs.parse().ok());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later than 1970").as_secs();
+    secs.is_some_and(|secs: u64| (now - 3600..=now).contains(&secs))
+}
 
 /// Someone who unpacks layers.
 pub struct Applier<'a> {
@@ -200,8 +218,8 @@ pub struct Hunt<'a> {
 }
 
 impl Hunt<'_> {
-    /// One seed (`DEWAR_SEED`) or so many (`DEWAR_SEEDS`), two batches at a time.
-    pub fn run(&self, usual: u64, account: &Mutex<Account>) {
+    /// One seed (`DEWAR_SEED`) or so many (`DEWAR_SEEDS`), so many batches at a time.
+    pub fn run(&self, usual: u64, at_once: usize, account: &Mutex<Account>) {
         if let Some(seed) = number("DEWAR_SEED") {
             return alone(|| self.batch(&Batch::of(seed), account));
         }
@@ -212,9 +230,10 @@ impl Hunt<'_> {
             std::iter::from_fn(take).for_each(|batch| self.batch(&Batch::number(batch), account));
         };
         std::thread::scope(|scope| {
-            let other = scope.spawn(|| alone(work));
-            alone(work);
-            other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(|| alone(work))).collect();
+            for worker in workers {
+                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            }
         });
     }
 

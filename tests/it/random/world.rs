@@ -256,6 +256,11 @@ impl World {
         self.mount(&self.lowers(), &upper, &work, self.flavour.upper)
     }
 
+    /// Where it is: no two worlds are at one place.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// A new directory that goes with this world.
     pub fn scratch(&self) -> PathBuf {
         tempfile::tempdir_in(&self.root).unwrap().keep()
