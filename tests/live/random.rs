@@ -134,7 +134,9 @@ const INHERITED: Known = Known {
     applies: |case| {
         case.difference.attribute.starts_with("xattr system.posix_acl_")
             && case.values().0.is_none()
-            && case.parents().any(|dir| case.restored.get(dir, "xattr system.posix_acl_default").is_some())
+            && case.parents().any(|dir| {
+                [case.base, case.restored].iter().any(|view| view.get(dir, "xattr system.posix_acl_default").is_some())
+            })
     },
 };
 
