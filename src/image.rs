@@ -246,7 +246,7 @@ mod tests {
     fn layer(content: &[u8]) -> Layer {
         let digest = Digest::of(content);
         let blob = Blob { digest, size: content.len() as u64 };
-        Layer { blob, diff_id: digest, media_type: names::LAYER_GZIP, summary: Default::default() }
+        Layer { blob, diff_id: digest, media_type: names::LAYER_GZIP, beside: None, summary: Default::default() }
     }
 
     fn base(config: &str, media_type: &str) -> Base {

@@ -7,9 +7,11 @@ pub mod digest;
 pub mod error;
 pub mod id;
 pub mod interrupt;
+pub mod name;
 // Floor 1: formats.
 pub mod bolt;
 pub mod criu;
+pub mod idmap;
 pub mod oci;
 pub mod pax;
 pub mod proto;
@@ -20,6 +22,7 @@ pub mod host;
 pub mod layout;
 pub mod runtime;
 pub mod snapshotter;
+pub mod sparse;
 pub mod tree;
 // Floor 3: acts.
 pub mod binds;

@@ -141,9 +141,9 @@ impl Header<'_> {
     }
 }
 
-/// The length of the extended header record for an extended attribute, near enough for a limit: never too small.
-pub fn xattr_record_len((name, value): &Xattr) -> usize {
-    name.len() + value.len() + b"SCHILY.xattr.".len() + 23
+/// The length of the extended header record for an extended attribute with a value of so many bytes, near enough for a limit: never too small.
+pub fn xattr_record_len(name: &[u8], value: usize) -> usize {
+    name.len() + value + b"SCHILY.xattr.".len() + 23
 }
 
 /// How many zero bytes follow content of this length up to the next block.
@@ -188,7 +188,7 @@ fn digits(n: usize) -> usize {
 
 /// Seconds with as many decimals as needed. A time before 1970 has a minus before the whole number, so -1.5 is one and a
 /// half seconds before (Go's `parsePAXTime` and GNU tar's `decode_time` agree; `-0.5` is understood by both).
-fn decimal(time: Time) -> String {
+pub fn decimal(time: Time) -> String {
     const BILLION: u32 = 1_000_000_000;
     let Time { secs, nanos } = time;
     let (sign, whole, part) = match (secs, nanos) {
@@ -293,7 +293,7 @@ mod tests {
             let space = out.iter().position(|&b| b == b' ').unwrap();
             let said: usize = std::str::from_utf8(&out[..space]).unwrap().parse().unwrap();
             assert_eq!(said, out.len(), "value of {len}");
-            assert!(xattr_record_len(&(b"k".to_vec(), vec![b'v'; len])) >= out.len());
+            assert!(xattr_record_len(b"k", len) >= out.len());
         }
     }
 

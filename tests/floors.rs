@@ -10,9 +10,9 @@ use std::{
 
 /// Every module of the library, on its floor.
 const FLOORS: [&[&str]; 5] = [
-    &["corrupt", "digest", "error", "id", "interrupt"],
-    &["bolt", "criu", "oci", "pax", "proto", "record"],
-    &["containerd", "host", "layout", "runtime", "snapshotter", "tree"],
+    &["corrupt", "digest", "error", "id", "interrupt", "name"],
+    &["bolt", "criu", "idmap", "oci", "pax", "proto", "record"],
+    &["containerd", "host", "layout", "runtime", "snapshotter", "sparse", "tree"],
     &["binds", "bundle", "dump", "freeze", "image", "rw"],
     &["job"],
 ];
@@ -28,6 +28,9 @@ const NEIGHBOURS: &[(&str, &[&str])] = &[
     // Every store is some host's.
     ("containerd", &["host"]),
     ("snapshotter", &["host"]),
+    // What is copied keeps its holes.
+    ("layout", &["sparse"]),
+    ("tree", &["sparse"]),
     // Only what is held still may be dumped or copied.
     ("dump", &["freeze"]),
     ("rw", &["freeze"]),

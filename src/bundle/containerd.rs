@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! index.json:  <ref>-rootfs (committed image) · base image · <ref> (checkpoint index)
-//! checkpoint index:  base image · runtime options · rw layer · CRIU images · spec · dump options · bind mounts
+//! checkpoint index:  base image · runtime options · rw layer · CRIU images · spec · dump options · bind mounts · beside · account
 //! ```
 //! The base image comes first and carries this machine's platform: then an import of 1.6 and 1.7 unpacks that, and
 //! does not stumble over a layer that is no image.
@@ -10,11 +10,12 @@
 use prost::Message;
 use serde::Serialize;
 
-use super::Parts;
+use super::{Parts, account};
 use crate::{
     error::{Error, Result},
-    layout::{Blob, Staging},
+    layout::{Blob, Staging, read},
     oci::{
+        account::Account,
         image::{Descriptor, Index, Platform},
         names,
     },
@@ -23,13 +24,6 @@ use crate::{
 
 /// Writes the checkpoint index; yields the entries for `index.json`.
 pub fn write(staging: &Staging, parts: &Parts) -> Result<Vec<Descriptor>> {
-    let index = Index {
-        schema_version: 2,
-        manifests: members(staging, parts)?,
-        annotations: annotations(parts),
-        ..Index::default()
-    };
-    let blob = staging.blob_of(&json(&index)?)?;
     let mut entries = Vec::new();
     if let Some(committed) = &parts.committed {
         entries.push(named(committed.clone(), &format!("{}-rootfs", parts.reference)));
@@ -37,13 +31,23 @@ pub fn write(staging: &Staging, parts: &Parts) -> Result<Vec<Descriptor>> {
     if let Some(base) = parts.base.as_ref().filter(|base| base.carried && base.local.is_some()) {
         entries.push(base.entry());
     }
-    entries.push(checkpoint_entry(blob, parts));
-    Ok(entries)
+    let mut manifests = members(staging, parts)?;
+    let images = entries.iter().map(|entry| entry.digest).collect();
+    let account = account::document(Account { images, ..parts.account.clone() }, read::MAX_DOCUMENT);
+    let account = staging.blob_of(&account.map_err(|e| Error::malformed("account", e))?)?;
+    manifests.push(Descriptor::new(names::ACCOUNT, account.digest, account.size).on(plain_platform()));
+    let index = Index { schema_version: 2, manifests, annotations: annotations(parts), ..Index::default() };
+    entries.push(checkpoint_entry(staging.blob_of(&json(&index)?)?, parts));
+    Ok(entries.into_iter().map(Descriptor::sealed).collect())
+}
+
+fn plain_platform() -> Platform {
+    Platform { variant: None, ..Platform::local() }
 }
 
 fn members(staging: &Staging, parts: &Parts) -> Result<Vec<Descriptor>> {
     let here = Platform::local;
-    let plain = || Platform { variant: None, ..Platform::local() };
+    let plain = plain_platform;
     let blob = |media_type: &str, blob: Blob| Descriptor::new(media_type, blob.digest, blob.size);
     let mut members = Vec::new();
     // An import fails on a member whose documents it cannot find, so a base without any is left out.
@@ -65,6 +69,8 @@ fn members(staging: &Staging, parts: &Parts) -> Result<Vec<Descriptor>> {
     members.extend(parts.binds.iter().map(|bind| {
         blob(names::RESOURCE_TAR, bind.blob).with(names::MOUNT_DESTINATION, &bind.destination).on(plain())
     }));
+    let beside = parts.layer.as_ref().and_then(|layer| layer.beside);
+    members.extend(beside.map(|tar| blob(names::RESOURCE_TAR, tar).with(names::BESIDE, "rw layer").on(plain())));
     Ok(members)
 }
 
@@ -147,11 +153,13 @@ mod tests {
                 blob: layer,
                 diff_id: layer.digest,
                 media_type: names::LAYER_GZIP,
+                beside: Some(blob("beside")),
                 summary: Default::default(),
             }),
             criu: Some(blob("criu")),
             options: CheckpointOptions { file_locks: true, ..Default::default() },
             binds: vec![Bind { destination: "/data".into(), blob: blob("bind") }],
+            account: Default::default(),
             annotations: Default::default(),
             created: "2023-11-14T22:13:20Z".parse().unwrap(),
             reference: "localhost/x:1".into(),
@@ -186,12 +194,16 @@ mod tests {
                 names::CRIU_TAR,
                 names::CHECKPOINT_CONFIG,
                 names::CHECKPOINT_OPTIONS,
-                names::RESOURCE_TAR
+                names::RESOURCE_TAR,
+                names::RESOURCE_TAR,
+                names::ACCOUNT
             ]
         );
         // Without a platform on it, an import by containerd 1.6 and 1.7 fails at the first layer.
         assert!(members.iter().all(|m| m.platform.is_some()));
         assert_eq!(members[6].annotations[names::MOUNT_DESTINATION], "/data");
+        assert_eq!(members[7].annotations[names::BESIDE], "rw layer");
+        assert!(entries.iter().all(|entry| entry.seal() == Some(true)));
         assert_eq!(entries[2].annotations[names::CREATED], "2023-11-14T22:13:20Z");
     }
 
@@ -209,7 +221,7 @@ mod tests {
         parts.container.runtime_options.clear();
         parts.container.spec.clear();
         let (entries, members) = written(&parts);
-        assert_eq!((entries.len(), members.len()), (1, 0));
+        assert_eq!((entries.len(), types(&members)), (1, vec![names::ACCOUNT]));
         // A dump's options mean nothing without a dump.
         let (_, members) = written(&Parts { criu: None, ..whole() });
         assert!(!types(&members).contains(&names::CHECKPOINT_OPTIONS));

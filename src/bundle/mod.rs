@@ -9,11 +9,12 @@ use crate::{
     error::Result,
     image::Base,
     layout::{Blob, Layout, Staging},
-    oci::image::Descriptor,
+    oci::{account::Account, image::Descriptor},
     proto::CheckpointOptions,
     rw::Layer,
 };
 
+pub mod account;
 pub mod containerd;
 
 /// All that goes into one checkpoint.
@@ -32,6 +33,8 @@ pub struct Parts {
     pub options: CheckpointOptions,
     /// Bind mounts' contents, in mount order.
     pub binds: Vec<Bind>,
+    /// What is not in it, except for `images`, which the output format knows.
+    pub account: Account,
     /// What describes the moment: `org.criu.checkpoint.*`.
     pub annotations: BTreeMap<String, String>,
     /// When.

@@ -6,7 +6,7 @@ use dewar::{
     error::Result,
     job::inspect::{self, Checkpoint},
     layout::Layout,
-    oci::names,
+    oci::{account::Account, names},
 };
 
 use super::render::{self, safe, size};
@@ -77,10 +77,29 @@ fn show(c: &Checkpoint, out: &mut dyn Write) -> Result<()> {
     }
     processes(c, out)?;
     for bind in c.members.iter().filter(|m| m.media_type == names::RESOURCE_TAR) {
-        let destination = bind.destination.as_deref().unwrap_or("?");
-        render::print(out, &safe(&format!("{:12} {destination} ({})", "bind mount", size(bind.size))))?;
+        if let Some(destination) = &bind.destination {
+            render::print(out, &safe(&format!("{:12} {destination} ({})", "bind mount", size(bind.size))))?;
+        }
     }
-    Ok(())
+    c.account.iter().try_for_each(|account| lacking(account, out))
+}
+
+/// What the checkpoint could not hold, so that nobody looks for it in vain.
+fn lacking(account: &Account, out: &mut dyn Write) -> Result<()> {
+    for lost in &account.left_out {
+        let place = if lost.of == "rw layer" { String::new() } else { format!("{}: ", lost.of) };
+        let what = lost.kind.as_deref().unwrap_or("unknown");
+        let kept = lost.kept.as_ref().map_or(String::new(), |kept| format!("; kept beside as {}", kept.path));
+        let line = format!("{:12} {place}{} ({what}): {}{kept}", "left out", lost.path.path, lost.why);
+        render::print(out, &safe(&line))?;
+    }
+    for odd in &account.odd {
+        render::print(out, &safe(&format!("{:12} {}: {}: {}", "odd", odd.of, odd.path.path, odd.what)))?;
+    }
+    if account.unlisted > 0 {
+        render::print(out, &format!("{:12} {} more, not listed", "left out", account.unlisted))?;
+    }
+    account.findings.iter().try_for_each(|what| render::print(out, &safe(&format!("{:12} {what}", "lacking"))))
 }
 
 fn processes(c: &Checkpoint, out: &mut dyn Write) -> Result<()> {

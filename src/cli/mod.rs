@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use dewar::{error::Result, host::Host, id::Namespace};
 
 mod checkpoint;
+mod diff;
 mod inspect;
 mod ls;
 mod progress;
@@ -57,6 +58,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Check every digest, tar and image of a layout
     Verify(verify::Args),
+    /// List what a container added, changed and deleted in its image
+    Diff(diff::Args),
     /// Let containers run that a killed dewar left frozen
     Thaw(thaw::Args),
     /// Undoes a freeze if the process that began it dies; started by `checkpoint` itself
@@ -99,6 +102,7 @@ impl Cli {
             Command::Checkpoint(args) => checkpoint::run(&args, host, namespace, out),
             Command::Inspect(args) => inspect::run(&args, out),
             Command::Verify(args) => verify::run(&args, out),
+            Command::Diff(args) => diff::run(&args, &host, namespace, out),
             Command::Thaw(args) => thaw::run(&args, &host, out),
             Command::Watchdog => watchdog(),
         }

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::locate::{Target, with_causes};
 use crate::{
     binds::{self, Captured},
-    bundle::{self, Bind, Bundle, Parts},
+    bundle::{self, Bind, Bundle, Parts, account},
     containerd::content::Content,
     dump::{self, Criu, Images},
     error::{Error, Result},
@@ -22,7 +22,7 @@ use crate::{
     image::{self, Base},
     interrupt,
     layout::{Layout, Staging},
-    oci::names,
+    oci::{account::Account, names},
     proto::CheckpointOptions,
     runtime::{CgroupVersion, Task},
     rw::{self, Compression, Layer},
@@ -156,7 +156,8 @@ pub fn checkpoint(
 ) -> Result<Report> {
     let started = Instant::now();
     let reference = reference(&target, options);
-    let mut run = Run { host, options, notes: Vec::new(), findings: target.findings.clone() };
+    let (notes, findings) = (Vec::new(), target.findings.clone());
+    let mut run = Run { host, options, account: Account::default(), notes, findings };
     let criu = run.prepare(&target)?;
     let staging = layout.stage()?;
     progress(Stage::Image);
@@ -191,6 +192,7 @@ pub fn checkpoint(
 struct Run<'a> {
     host: &'a Host,
     options: &'a Options,
+    account: Account,
     notes: Vec<String>,
     findings: Vec<String>,
 }
@@ -328,6 +330,7 @@ impl Run<'_> {
         staging: &Staging,
         reference: &str,
     ) -> Result<Parts> {
+        let lacking = self.findings.clone();
         let layer = files.map(|files| self.layer(files, staging)).transpose()?;
         let criu = images.as_ref().map(|images| dump::pack::pack(images, staging)).transpose()?;
         let committed = match &layer {
@@ -347,29 +350,37 @@ impl Run<'_> {
             file_locks: dump.file_locks,
         };
         let (container, created, reference) = (target.container, self.options.now, reference.to_owned());
-        Ok(Parts { container, base, committed, layer, criu, options, binds, annotations, created, reference })
+        let account = Account { findings: lacking, ..std::mem::take(&mut self.account) };
+        Ok(Parts { container, base, committed, layer, criu, options, binds, account, annotations, created, reference })
     }
 
     fn layer(&mut self, files: rw::Captured, staging: &Staging) -> Result<Layer> {
         let layer = rw::seal(files, self.options.compression, staging)?;
-        self.note_lost("", &layer.summary);
+        self.note_lost("", "rw layer", &layer.summary);
         Ok(layer)
     }
 
     fn bind(&mut self, mut captured: Captured, staging: &Staging) -> Result<Bind> {
         let blob = binds::seal(&mut captured, staging)?;
-        self.note_lost(&format!("bind mount {}: ", captured.destination), &captured.summary);
+        let of = format!("bind mount {}", captured.destination);
+        self.note_lost(&format!("{of}: "), &of, &captured.summary);
         Ok(Bind { destination: captured.destination, blob })
     }
 
     /// What a tar could not hold, and what was odd, each by name.
-    fn note_lost(&mut self, whose: &str, summary: &Summary) {
+    fn note_lost(&mut self, whose: &str, of: &str, summary: &Summary) {
+        self.account.left_out.extend(account::left_out(of, summary));
+        self.account.odd.extend(account::odd(of, summary));
+        self.account.unlisted += summary.unlisted;
         for lost in &summary.left_out {
             // A socket without its process is nothing; with it, CRIU makes it anew.
             let list = if lost.why == Why::Socket { &mut self.notes } else { &mut self.findings };
             list.push(format!("{whose}{lost}"));
         }
         self.findings.extend(summary.warnings.iter().map(|odd| format!("{whose}{odd}")));
+        if summary.unlisted > 0 {
+            self.findings.push(format!("{whose}{} more that are missing or odd, too many to list", summary.unlisted));
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{
     error::{Error, Result},
     layout::{Layout, untar},
     oci::{
+        account::Account,
         image::{Descriptor, Index},
         names,
         runtime::Spec,
@@ -47,6 +48,8 @@ pub struct Checkpoint {
     pub files: Option<Files>,
     /// The memory image.
     pub memory: Option<Memory>,
+    /// What it could not hold; `None` in a checkpoint of another program's.
+    pub account: Option<Account>,
 }
 
 /// One member of a checkpoint index.
@@ -173,12 +176,18 @@ impl Checkpoint {
         });
         match member.media_type.as_str() {
             names::CRIU_TAR => self.memory = Some(memory(layout, member)?),
+            names::ACCOUNT => self.account = Some(account(layout, member)?),
             names::CHECKPOINT_CONFIG => self.args = args(layout, member)?,
             names::LAYER_GZIP | names::LAYER_ZSTD | names::LAYER_TAR => self.files = Some(files(layout, member)?),
             _ => {}
         }
         Ok(())
     }
+}
+
+fn account(layout: &Layout, member: &Descriptor) -> Result<Account> {
+    let path = layout.blob_path(&member.digest);
+    serde_json::from_slice(&layout.document(&member.digest)?).map_err(|e| Error::malformed(path, e))
 }
 
 fn args(layout: &Layout, member: &Descriptor) -> Result<Vec<String>> {

@@ -170,7 +170,8 @@ fn image(meta: &MetaDb, container: &Container) -> Result<Image> {
     })
 }
 
-fn files(host: &Host, meta: &MetaDb, container: &Container) -> Result<(RwLayer, Option<String>)> {
+/// Where its files are, and the key of the snapshot below.
+pub fn files(host: &Host, meta: &MetaDb, container: &Container) -> Result<(RwLayer, Option<String>)> {
     let Container { name, snapshotter, snapshot_key, .. } = container;
     if snapshotter.is_empty() || snapshot_key.0.is_empty() {
         return Err(Error::NotFound { what: "a snapshot in the container's record".into(), hint: String::new() });

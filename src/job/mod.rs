@@ -1,6 +1,7 @@
 //! Verbs: the order of things, one readable function each.
 
 pub mod checkpoint;
+pub mod diff;
 pub mod inspect;
 pub mod list;
 pub mod locate;

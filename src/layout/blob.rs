@@ -2,16 +2,17 @@
 
 use std::{
     fs,
-    io::{self, BufWriter, Write},
+    io::{self, Write},
     path::PathBuf,
 };
 
-use tempfile::NamedTempFile;
+use tempfile::TempPath;
 
 use crate::{
     digest::{Digest, Hasher},
     error::{At, Result},
     interrupt,
+    sparse::SparseFile,
 };
 
 /// Bytes that are in the layout, or in a staging that will land in it.
@@ -26,7 +27,8 @@ pub struct Blob {
 /// A blob being written. Dropped before [`BlobWriter::complete`], it leaves nothing.
 pub struct BlobWriter {
     dir: PathBuf,
-    file: BufWriter<NamedTempFile>,
+    file: SparseFile,
+    path: TempPath,
     hasher: Hasher,
     size: u64,
 }
@@ -34,7 +36,8 @@ pub struct BlobWriter {
 impl BlobWriter {
     pub(super) fn begin(dir: PathBuf) -> Result<Self> {
         let file = tempfile::Builder::new().prefix(".part-").tempfile_in(&dir).at("write into", &dir)?;
-        Ok(Self { dir, file: BufWriter::with_capacity(1 << 20, file), hasher: Hasher::default(), size: 0 })
+        let (file, path) = file.into_parts();
+        Ok(Self { file: SparseFile::new(file, dir.clone()), dir, path, hasher: Hasher::default(), size: 0 })
     }
 
     /// Completes the blob if its digest is `expected`; otherwise it leaves nothing and returns `None`.
@@ -44,14 +47,12 @@ impl BlobWriter {
 
     /// Flushes, syncs and names the blob. Failures are errors like any other: a full disk shows here at the latest.
     pub fn complete(self) -> Result<Blob> {
-        let file = self.file.into_inner().map_err(io::IntoInnerError::into_error).at("write into", &self.dir)?;
-        file.as_file().sync_all().at("sync a blob in", &self.dir)?;
+        self.file.complete()?.sync_all().at("sync a blob in", &self.dir)?;
         let digest = self.hasher.finish();
         let target = self.dir.join(digest.to_hex());
-        let (_, path) = file.into_parts();
-        fs::rename(&path, &target).at("rename a blob to", &target)?;
+        fs::rename(&self.path, &target).at("rename a blob to", &target)?;
         // The name is free for another file now; the guard must not remove that one.
-        let _ = path.keep();
+        let _ = self.path.keep();
         Ok(Blob { digest, size: self.size })
     }
 }

@@ -39,7 +39,11 @@ impl Layout {
 
 fn add(manifests: &mut Vec<Descriptor>, entry: &Descriptor) {
     let same_name = |old: &Descriptor| old.name().is_some() && old.name() == entry.name();
-    if manifests.iter().any(|old| same_name(old) && old.digest == entry.digest) {
+    if let Some(old) = manifests.iter_mut().find(|old| same_name(old) && old.digest == entry.digest) {
+        // Written before there were seals.
+        if old.seal().is_none() {
+            *old = entry.clone();
+        }
         return;
     }
     manifests.retain(|old| !same_name(old));

@@ -13,6 +13,7 @@ use super::{Blob, BlobWriter, Layout, private_dirs, read, sync_dir};
 use crate::{
     digest::Digest,
     error::{At, Result},
+    sparse::SparseFile,
 };
 
 const PREFIX: &str = ".dewar-";
@@ -100,6 +101,11 @@ impl Staging {
         let path = self.path(name);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600).open(&path).at("create", path)
+    }
+
+    /// A new private file in the staging, to be written at once; zeros take no place.
+    pub fn sparse(&self, name: &str) -> Result<SparseFile> {
+        Ok(SparseFile::new(self.file(name)?, self.path(name)))
     }
 
     /// The path of something in the staging.

@@ -111,6 +111,27 @@ impl Descriptor {
         self
     }
 
+    /// The same with its own digest, for [`Descriptor::seal`]; any annotation added later breaks it.
+    pub fn sealed(mut self) -> Self {
+        self.annotations.remove(names::SEAL);
+        match self.own_digest() {
+            Some(own) => self.with(names::SEAL, own.to_string()),
+            None => self,
+        }
+    }
+
+    /// Whether the entry is as it was sealed; `None` if it has no seal.
+    pub fn seal(&self) -> Option<bool> {
+        let mut bare = self.clone();
+        let seal = bare.annotations.remove(names::SEAL)?;
+        Some(bare.own_digest().is_some_and(|own| own.to_string() == seal))
+    }
+
+    /// Of its members in a fixed order, however they stand in the file.
+    fn own_digest(&self) -> Option<Digest> {
+        serde_json::to_vec(self).ok().map(|bytes| Digest::of(&bytes))
+    }
+
     /// The name an import gives this entry.
     pub fn name(&self) -> Option<&str> {
         let named = self.annotations.get(names::IMAGE_NAME).or_else(|| self.annotations.get(names::REF_NAME));
@@ -170,6 +191,16 @@ mod tests {
         let text = r#"{"mediaType":"a/b","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":3,"platform":{"architecture":"amd64","os":"linux"},"artifactType":"x"}"#;
         let entry: Descriptor = serde_json::from_str(text).unwrap();
         assert_eq!(serde_json::to_string(&entry).unwrap(), text);
+    }
+
+    #[test]
+    fn a_seal_breaks_with_any_change() {
+        let entry = Descriptor::new(names::INDEX, Digest::of(b"x"), 3).with("a", "b").sealed();
+        assert_eq!((entry.seal(), entry.clone().sealed()), (Some(true), entry.clone()));
+        assert_eq!(entry.clone().with("a", "c").seal(), Some(false));
+        assert_eq!(Descriptor { size: 4, ..entry.clone() }.seal(), Some(false));
+        assert_eq!(entry.on(Platform::local()).seal(), Some(false));
+        assert_eq!(Descriptor::new(names::INDEX, Digest::of(b"x"), 3).seal(), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Foreign documents are carried byte for byte (re-serialising would change their digest); a view reads what we need.
 
+pub mod account;
 pub mod image;
 pub mod names;
 pub mod runtime;

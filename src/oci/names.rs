@@ -34,6 +34,9 @@ pub const RUNTIME_OPTIONS: &str = "application/vnd.containerd.container.checkpoi
 /// One bind mount's content: a plain tar (the first `ctr` of 2017 wrote them so).
 pub const RESOURCE_TAR: &str = "application/vnd.containerd.container.resource.tar";
 
+/// What a checkpoint could not hold: JSON, [`super::account::Account`].
+pub const ACCOUNT: &str = "application/vnd.dewar.account.v1+json";
+
 /// The name under which `ctr images import` records an entry of `index.json`.
 pub const IMAGE_NAME: &str = "io.containerd.image.name";
 /// OCI's name of an entry; in a checkpoint index, the base image's name.
@@ -66,6 +69,10 @@ pub const CGROUP_VERSION: &str = "org.criu.checkpoint.cgroup.version";
 
 /// On a bind mount's entry: where it was mounted.
 pub const MOUNT_DESTINATION: &str = "org.dewar.mount.destination";
+/// On a tar of a checkpoint: it holds what the rw layer cannot (the value says whose: `rw layer`).
+pub const BESIDE: &str = "org.dewar.beside";
+/// On an entry of `index.json`: the digest of the entry without this, since nothing else vouches for that file.
+pub const SEAL: &str = "org.dewar.entry.digest";
 /// On a checkpoint's entry: its base image is only referenced, so its blobs are meant to be absent.
 pub const IMAGE_OMITTED: &str = "org.dewar.image.omitted";
 /// On a checkpoint's entry: the namespace the container's record was in.

@@ -4,7 +4,7 @@
 //! at the first layer that has a whiteout or anything but a directory. A redirect makes the search go on under another
 //! name, or from the roots under another path.
 
-use std::{collections::BTreeSet, io, path::PathBuf};
+use std::{collections::BTreeSet, io, path::PathBuf, rc::Rc};
 
 use super::marks::{Mark, Marks, Opacity};
 use crate::tree::{Kind, Node, Packer};
@@ -38,7 +38,7 @@ pub struct Link {
 #[derive(Debug)]
 pub struct Lowers {
     marks: Marks,
-    roots: Merged,
+    roots: Rc<Merged>,
     /// From the root to the present directory.
     links: Vec<Link>,
     /// The merged directory of each link, as far as it was looked up and is still held.
@@ -70,7 +70,13 @@ impl Lowers {
                 }
             }
         }
-        Self { marks, roots, links: Vec::new(), held: Vec::new(), is_incomplete }
+        Self { marks, roots: Rc::new(roots), links: Vec::new(), held: Vec::new(), is_incomplete }
+    }
+
+    /// The same layers, for another walk.
+    pub fn again(&self) -> Self {
+        let (links, held) = (Vec::new(), Vec::new());
+        Self { marks: self.marks, roots: Rc::clone(&self.roots), links, held, is_incomplete: self.is_incomplete }
     }
 
     /// Follows the walk down.
@@ -119,6 +125,11 @@ impl Lowers {
             Some(node) if is_whole(&node)? => Some(node),
             _ => None,
         })
+    }
+
+    /// True if all layers could be opened: then what is not found is not there.
+    pub fn is_complete(&self) -> bool {
+        !self.is_incomplete
     }
 
     /// The names in the present directory, whiteouts included.

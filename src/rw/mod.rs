@@ -2,54 +2,58 @@
 //!
 //! Overlay keeps the changes apart, in the upperdir (`upper`); where an entry there stands for something in the layers
 //! below (a renamed directory, a file whose owner alone changed) it is looked up there (`lower`) by the kernel's rules
-//! (`marks`). A snapshot without a parent is a tree like any other.
+//! (`marks`). Other snapshotters keep whole trees: the image's and the container's are compared (`walk`). A snapshot without
+//! a parent is a tree like any other. The same change gives the same layer either way.
 //!
 //! ```text
 //! upperdir                             layer
 //! 0/0 device, whiteout attribute       <dir>/.wh.<name>, if the image has that name
-//! overlay.opaque = y                   the directory, then <dir>/.wh..wh..opq, if the image has that directory
+//! overlay.opaque = y                   the directory, then <dir>/.wh.<name> for each name of the image's that is not in it
 //! overlay.redirect                     as opaque, then all that overlay merges there
 //! overlay.metacopy                     the file, with the data of the layer below
 //! everything else                      itself
 //! ```
 //!
+//! Only where a layer below cannot be read, so that nobody can say which names it has, a directory gets the mark that
+//! hides them all, `.wh..wh..opq`.
+//!
 //! The root has no entry unless its owner, mode or attributes changed: then it is `./`, which containerd ignores and other
 //! tools restore. Times of the root are no change: every new file touches them.
 
-use std::{
-    fs::File,
-    io::{BufWriter, Seek, SeekFrom, Write},
-};
+use std::{fs::File, io::Write};
 
 use crate::{
     error::{At, Error, Result},
     freeze::Still,
     layout::Staging,
     snapshotter::RwLayer,
-    tree::{Held, Kind, Node, Packer, Summary, Why, plain},
+    sparse::SparseFile,
+    tree::{Held, Kind, Listed, Node, Packer, Summary, Why, plain},
 };
 
 mod lower;
 mod marks;
 mod seal;
 mod upper;
+mod walk;
 
 pub use seal::{Compression, Layer, seal};
 
 /// A layer as it was while nobody wrote: a plain tar in the staging, to be compressed when the container runs again.
 pub struct Captured {
     tar: File,
+    /// What no layer can hold, as another tar.
+    beside: File,
     summary: Summary,
 }
 
 /// Captures the rw layer while the container is held still.
 pub fn capture(_: &Still, rw: &RwLayer, staging: &Staging) -> Result<Captured> {
-    let path = staging.path("rw.tar");
-    let mut out = BufWriter::with_capacity(1 << 20, staging.file("rw.tar")?);
-    let summary = write_layer(rw, &mut out)?;
-    let mut tar = out.into_inner().map_err(std::io::IntoInnerError::into_error).at("write", &path)?;
-    tar.seek(SeekFrom::Start(0)).at("read", &path)?;
-    Ok(Captured { tar, summary })
+    let (mut out, mut beside) = (staging.sparse("rw.tar")?, staging.sparse("beside.tar")?);
+    let mut packer = Packer::into_sparse(&mut out, judge).with_beside(&mut beside);
+    pack(rw, &mut packer)?;
+    let summary = packer.finish()?;
+    Ok(Captured { tar: out.complete()?, beside: beside.complete()?, summary })
 }
 
 /// Files of this prefix are marks of a layer (OCI image spec, layer.md, "Whiteouts").
@@ -61,22 +65,69 @@ const OPAQUE_MARK: &[u8] = b".wh..wh..opq";
 /// Writes the rw layer as a tar stream and tells what went in, what did not, and what was odd.
 pub fn write_layer(rw: &RwLayer, out: &mut dyn Write) -> Result<Summary> {
     let mut packer = Packer::new(out, judge);
-    match rw {
-        RwLayer::Overlay { upper, lowers } => upper::pack(upper, lowers, &mut packer)?,
-        RwLayer::Tree { dir } => {
-            let root = Node::open(dir).at("open", dir)?;
-            if root.meta.kind != Kind::Directory {
-                return Err(Error::malformed(dir, "the root of a snapshot is no directory"));
-            }
-            plain::pack(&root, &mut packer, refuse)?;
-        }
-    }
+    pack(rw, &mut packer)?;
     packer.finish()
 }
 
-/// A file that really has a mark's name cannot be in a layer: it would come back as a deletion.
-fn refuse(name: &[u8]) -> Option<Why> {
-    name.starts_with(MARK).then_some(Why::WhiteoutName)
+/// The same; what no layer can hold goes into a second tar stream, as far as it has content: see [`Packer::with_beside`].
+pub fn write_layer_beside(rw: &RwLayer, out: &mut dyn Write, beside: &mut SparseFile) -> Result<Summary> {
+    let mut packer = Packer::new(out, judge).with_beside(beside);
+    pack(rw, &mut packer)?;
+    packer.finish()
+}
+
+/// Tells `each` what the layer would hold, in its order, and reads no content.
+pub fn list(rw: &RwLayer, each: &mut dyn FnMut(Listed<'_>) -> Result<()>) -> Result<Summary> {
+    let mut packer = Packer::listing(each, judge);
+    pack(rw, &mut packer)?;
+    packer.finish()
+}
+
+fn pack(rw: &RwLayer, packer: &mut Packer) -> Result<()> {
+    let directory = |path| {
+        let root = Node::open(path).at("open", path)?;
+        match root.meta.kind {
+            Kind::Directory => Ok(root),
+            _ => Err(Error::malformed(path, "the root of a snapshot is no directory")),
+        }
+    };
+    match rw {
+        RwLayer::Overlay { upper, lowers, ids } => upper::pack(upper, lowers, ids.as_ref(), packer),
+        RwLayer::Trees { base, active, is_copy } => {
+            walk::pack(&directory(base)?, &directory(active)?, *is_copy, packer)
+        }
+        RwLayer::Tree { dir } => plain::pack(&directory(dir)?, packer, refuse),
+    }
+}
+
+/// The root's own owner, mode and attributes, if they are not those of the image.
+fn root_entry(root: &Node, below: &Node, packer: &mut Packer) -> Result<()> {
+    let content = |node: &Node| (node.meta.mode, node.meta.uid, node.meta.gid, kept_xattrs(node).unwrap_or_default());
+    if content(root) == content(below) {
+        return Ok(());
+    }
+    packer.warn(b"", "the root directory's owner, mode or attributes changed; containerd does not restore these");
+    packer.entry_over(b".", root, root, || true).map(drop)
+}
+
+/// The extended attributes that a layer carries.
+fn kept_xattrs(node: &Node) -> std::io::Result<Vec<crate::pax::Xattr>> {
+    let mut xattrs = node.xattrs()?;
+    xattrs.retain(|(name, _)| judge(name) == Held::Kept);
+    Ok(xattrs)
+}
+
+/// Linux takes no longer path in one call than 4095 bytes, and whoever unpacks a layer has a path of his own before it:
+/// containerd refuses the whole image for one path that is too long (seen with 2.1).
+const MAX_PATH: usize = 4095 - 512;
+
+/// Why something of this path cannot be in a layer. A file that really has a mark's name would come back as a deletion.
+fn refuse(path: &[u8]) -> Option<Why> {
+    let name = path.rsplit(|&b| b == b'/').next().unwrap_or_default();
+    match name.starts_with(MARK) {
+        true => Some(Why::WhiteoutName),
+        false => (path.len() > MAX_PATH).then_some(Why::PathTooLong(MAX_PATH)),
+    }
 }
 
 /// Overlay's own attributes never leave the machine: in another overlay they would come alive.

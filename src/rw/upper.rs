@@ -3,16 +3,18 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use super::{
     MARK, OPAQUE_MARK,
     lower::{Link, Lowers},
     marks::{Mark, Marks, Opacity},
-    refuse,
+    refuse, root_entry,
 };
 use crate::{
     error::{At, Error, Result},
+    idmap::IdMap,
     interrupt,
     tree::{Dir, Kind, Meta, Node, Packer, Steps, Why, plain},
 };
@@ -20,25 +22,46 @@ use crate::{
 /// What holds in one directory of the walk.
 #[derive(Debug, Clone, Copy)]
 struct Place {
-    /// All that overlay merges here is written, not only what is in the upperdir: the layer below has it elsewhere.
+    /// All that overlay merges here is written, not only what is in the upperdir: the image has it elsewhere.
     is_whole: bool,
-    /// Nothing of the layers below is seen here once the layer is applied: there is nothing to delete.
-    is_hidden: bool,
+    /// What the image has at this very place.
+    image: Image,
     /// The mark of the directory in the upperdir.
     opacity: Opacity,
+}
+
+impl Place {
+    /// Names are visited that the upperdir does not have.
+    fn names_below(self) -> bool {
+        self.is_whole || self.image == Image::Covered
+    }
+}
+
+/// What becomes of what the image has in a directory, once the layer is applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Image {
+    /// It is seen, unless the layer has something of the same name or deletes it.
+    Shown,
+    /// It must not be seen: every name that the layer does not have is deleted.
+    Covered,
+    /// There is nothing, or all is deleted already.
+    Gone,
 }
 
 struct Walk<'p, 'a> {
     root: Meta,
     marks: Marks,
-    lowers: Lowers,
+    /// What overlay merges under the upperdir: it follows renamed directories to where the image has them.
+    merged: Lowers,
+    /// The image as it is without the upperdir: what the layer will be applied to.
+    image: Lowers,
     steps: Steps<Place>,
     packer: &'p mut Packer<'a>,
 }
 
-/// Writes what `upper` changes in `lowers`, topmost first.
-pub fn pack(upper: &Path, lowers: &[PathBuf], packer: &mut Packer) -> Result<()> {
-    let root = Node::open(upper).at("open", upper)?;
+/// Writes what the upperdir at `upper` changes in `lowers`, topmost first.
+pub fn pack(upper: &Path, lowers: &[PathBuf], ids: Option<&Arc<IdMap>>, packer: &mut Packer) -> Result<()> {
+    let root = Node::open_mapped(upper, ids.cloned()).at("open", upper)?;
     if root.meta.kind != Kind::Directory {
         return Err(Error::malformed(upper, "the upperdir is no directory"));
     }
@@ -46,27 +69,15 @@ pub fn pack(upper: &Path, lowers: &[PathBuf], packer: &mut Packer) -> Result<()>
     if marks == Marks::Trusted && !rustix::process::geteuid().is_root() {
         packer.warn(b"", "only root can see overlay's marks: directories that hide the image's may be missing");
     }
-    let lowers = Lowers::open(lowers, marks, packer);
-    root_entry(&root, &lowers, packer)?;
+    let merged = Lowers::open(lowers, marks, packer);
+    let image = merged.again();
+    if let Some(below) = image.root() {
+        root_entry(&root, below, packer)?;
+    }
     let Some((dir, names)) = plain::list(packer, b"", &root) else { return Ok(()) };
     let opacity = marks.opacity(&root).at("read the attributes of", upper)?;
-    let steps = Steps::begin(dir, names, Place { is_whole: false, is_hidden: false, opacity });
-    Walk { root: root.meta, marks, lowers, steps, packer }.run()
-}
-
-/// The root's own owner, mode and attributes, if they are not those of the image.
-fn root_entry(root: &Node, lowers: &Lowers, packer: &mut Packer) -> Result<()> {
-    let Some(below) = lowers.root() else { return Ok(()) };
-    let content = |node: &Node| {
-        let mut xattrs = node.xattrs().unwrap_or_default();
-        xattrs.retain(|(name, _)| super::judge(name) == crate::tree::Held::Kept);
-        (node.meta.mode, node.meta.uid, node.meta.gid, xattrs)
-    };
-    if content(root) == content(below) {
-        return Ok(());
-    }
-    packer.warn(b"", "the root directory's owner, mode or attributes changed; containerd does not restore these");
-    packer.entry(b".", root).map(drop)
+    let steps = Steps::begin(dir, names, Place { is_whole: false, image: Image::Shown, opacity });
+    Walk { root: root.meta, marks, merged, image, steps, packer }.run()
 }
 
 impl Walk<'_, '_> {
@@ -76,7 +87,8 @@ impl Walk<'_, '_> {
             match self.steps.next_name() {
                 Some(name) => self.visit(&name)?,
                 None => {
-                    self.lowers.leave();
+                    self.merged.leave();
+                    self.image.leave();
                     if !plain::leave(&mut self.steps, self.packer) {
                         return Ok(());
                     }
@@ -89,12 +101,12 @@ impl Walk<'_, '_> {
         let Some(&place) = self.steps.value() else { return Ok(()) };
         let path = self.steps.path_to(name);
         let upper = match self.steps.dir().map(|dir| dir.child(name)) {
-            Some(Err(e)) if place.is_whole && e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Some(Err(e)) if place.names_below() && e.kind() == io::ErrorKind::NotFound => Ok(None),
             other => other.transpose(),
         };
         let done = match upper {
             Ok(Some(node)) => self.upper_entry(name, &path, &node, place),
-            Ok(None) => self.inherited(name, &path, place).map(|()| true),
+            Ok(None) => self.inherited(name, &path, place),
             Err(e) => Err(Failed::Reading(e)),
         };
         // Errors of reading cost the entry; errors of writing end the work.
@@ -116,95 +128,123 @@ impl Walk<'_, '_> {
             self.delete(name, path, Some(node), place)?;
             return Ok(true);
         }
-        if !self.admits(name, path, node, self.root.clone()) {
+        let is_half = node.meta.kind == Kind::File && self.marks.value(node, Mark::Metacopy)?.is_some();
+        let data = if is_half { Some(self.data_of(name, node)?) } else { None };
+        let data = data.as_ref().unwrap_or(node);
+        if !self.admits(path, node, data, self.root.clone())? {
             return Ok(false);
         }
         match node.meta.kind {
             Kind::Directory => self.directory(name, path, node, place).map(|()| true),
-            Kind::File if self.marks.value(node, Mark::Metacopy)?.is_some() => {
-                let redirect = self.marks.value(node, Mark::Redirect)?;
-                let data = self.lowers.data(redirect.as_deref().unwrap_or(name))?;
-                let missing = || io::Error::other("overlay keeps its data in a layer below, where it was not found");
-                Ok(self.packer.entry_from(path, node, &data.ok_or_else(missing)?)?)
-            }
-            _ => Ok(self.packer.entry(path, node)?),
+            _ => Ok(self.packer.entry_over(path, node, data, || self.image.may_have(name))?),
         }
     }
 
-    fn admits(&mut self, name: &[u8], path: &[u8], node: &Node, root: Meta) -> bool {
-        if let Some(why) = refuse(name) {
-            self.packer.leave_out(path, Some(&node.meta), why);
-            return false;
+    /// The lower layer's file that has the data of `node`, of which the upperdir has the metadata only.
+    fn data_of(&mut self, name: &[u8], node: &Node) -> io::Result<Node> {
+        let redirect = self.marks.value(node, Mark::Redirect)?;
+        let data = self.merged.data(redirect.as_deref().unwrap_or(name))?;
+        data.ok_or_else(|| io::Error::other("overlay keeps its data in a layer below, where it was not found"))
+    }
+
+    fn admits(&mut self, path: &[u8], node: &Node, data: &Node, root: Meta) -> Result<bool> {
+        if let Some(why) = refuse(path) {
+            self.packer.keep_beside(path, node, data, why)?;
+            return Ok(false);
         }
-        self.packer.admits(path, &node.meta, &root)
+        Ok(self.packer.admits(path, &node.meta, &root))
     }
 
     /// A deletion, if there is something to delete: overlay leaves whiteouts over nothing, too.
     fn delete(&mut self, name: &[u8], path: &[u8], whiteout: Option<&Node>, place: Place) -> Result<()> {
-        if place.is_hidden || !self.lowers.may_have(name) {
+        if place.image == Image::Gone || !self.image.may_have(name) {
             return Ok(());
         }
         // The mark for a name such as `.wh..opq` would say something else.
-        if let Some(why) = refuse(name) {
+        if let Some(why) = refuse(path) {
             whiteout.inspect(|node| self.packer.leave_out(path, Some(&node.meta), why));
             return Ok(());
         }
-        let mark = self.steps.path_to(&[MARK, name].concat());
-        self.packer.summary().whiteouts += 1;
-        self.packer.mark(&mark)
+        self.packer.delete(path, &self.steps.path_to(&[MARK, name].concat()))
     }
 
     fn directory(&mut self, name: &[u8], path: &[u8], node: &Node, place: Place) -> Result<(), Failed> {
         let opacity = self.marks.opacity(node)?;
         let is_opaque = opacity == Opacity::Opaque;
         let redirect = if is_opaque { None } else { self.marks.value(node, Mark::Redirect)? };
-        self.packer.entry(path, node)?;
-        let is_cut = is_opaque || redirect.is_some();
-        if is_cut && !place.is_hidden && self.lowers.may_have_directory(name) {
-            self.packer.summary().opaques += 1;
-            self.packer.mark(&[path, b"/", OPAQUE_MARK].concat())?;
-        }
+        self.packer.entry_over(path, node, node, || self.image.may_have(name))?;
         if !node.meta.is_on_mount_of(&self.root) {
             return Ok(());
         }
+        let is_cut = is_opaque || redirect.is_some() || place.image == Image::Covered;
+        let image = match place.image {
+            Image::Gone => Image::Gone,
+            _ if is_cut && !self.image.may_have_directory(name) => Image::Gone,
+            _ if is_cut => Image::Covered,
+            _ => Image::Shown,
+        };
         let is_whole = redirect.is_some() || place.is_whole && !is_opaque;
-        let below = Place { is_whole, is_hidden: place.is_hidden || is_cut, opacity };
         let listed = plain::list(self.packer, path, node);
-        self.enter(Link { name: name.to_vec(), is_opaque, redirect }, path, listed, below);
+        self.enter(
+            Link { name: name.to_vec(), is_opaque, redirect },
+            path,
+            listed,
+            Place { is_whole, image, opacity },
+        )?;
         Ok(())
     }
 
-    /// Goes down; where all is written, to the names of all layers.
-    fn enter(&mut self, link: Link, path: &[u8], listed: Option<(Dir, Vec<Vec<u8>>)>, place: Place) {
+    /// Goes down: to the names of all layers where all is written, to the image's where they must be deleted.
+    fn enter(&mut self, link: Link, path: &[u8], listed: Option<(Dir, Vec<Vec<u8>>)>, mut place: Place) -> Result<()> {
         let name = link.name.clone();
         let (dir, mut names) = listed.map_or((None, Vec::new()), |(dir, names)| (Some(dir), names));
-        self.lowers.enter(link);
+        self.image.enter(Link { name: name.clone(), is_opaque: place.image == Image::Gone, redirect: None });
+        self.merged.enter(link);
         if place.is_whole {
-            match self.lowers.names() {
+            match self.merged.names() {
                 Ok(below) => names.extend(below),
                 Err(e) => {
                     self.packer.leave_out(path, None, Why::Unreadable(format!("its part in the layers below: {e}")))
                 }
             }
-            names.sort_unstable();
-            names.dedup();
         }
+        if place.image == Image::Covered {
+            match self.image.names() {
+                Ok(below) if self.image.is_complete() && !below.iter().any(|name| name.starts_with(MARK)) => {
+                    names.extend(below);
+                }
+                // Nobody can name all that is to be deleted, or no mark can.
+                _ => {
+                    self.packer.summary().opaques += 1;
+                    self.packer.mark(&[path, b"/", OPAQUE_MARK].concat())?;
+                    place.image = Image::Gone;
+                }
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
         self.steps.enter(&name, dir, names, place);
+        Ok(())
     }
 
-    /// Something that the upperdir does not have, below a directory that has moved.
-    fn inherited(&mut self, name: &[u8], path: &[u8], place: Place) -> Result<(), Failed> {
-        let found = self.lowers.find(name)?;
-        let (Some(top), Some(last)) = (found.first(), found.last()) else { return Ok(()) };
-        if !self.admits(name, path, &top.node, self.lowers.root_of(top).meta.clone()) {
-            return Ok(());
+    /// Something that the upperdir does not have, below a directory that has moved or covers another. False if overlay
+    /// shows nothing there.
+    fn inherited(&mut self, name: &[u8], path: &[u8], place: Place) -> Result<bool, Failed> {
+        let found = if place.is_whole { self.merged.find(name)? } else { Vec::new() };
+        let (Some(top), Some(last)) = (found.first(), found.last()) else { return Ok(false) };
+        if !self.admits(path, &top.node, &last.node, self.merged.root_of(top).meta.clone())? {
+            return Ok(false);
         }
-        self.packer.entry_from(path, &top.node, &last.node)?;
+        let is_written = self.packer.entry_over(path, &top.node, &last.node, || self.image.may_have(name))?;
         if top.node.meta.kind == Kind::Directory {
+            let image = match place.image {
+                Image::Covered if self.image.may_have_directory(name) => Image::Covered,
+                _ => Image::Gone,
+            };
             let link = Link { name: name.to_vec(), is_opaque: false, redirect: None };
-            self.enter(link, path, None, Place { opacity: Opacity::Clear, ..place });
+            self.enter(link, path, None, Place { opacity: Opacity::Clear, image, ..place })?;
         }
-        Ok(())
+        Ok(is_written)
     }
 }
 

@@ -6,7 +6,10 @@
 //! ```
 //! Source: containerd `core/snapshots/storage/bolt.go`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use crate::{
     bolt::{Bucket, Db},
@@ -14,9 +17,11 @@ use crate::{
     error::{Error, In, Result},
     host::{Host, database},
     id::{SnapshotId, SnapshotName},
+    idmap::{IdMap, Ranges},
     record,
 };
 
+pub mod native;
 pub mod overlay;
 
 /// Where a container's own changes lie, whatever the snapshotter.
@@ -28,6 +33,17 @@ pub enum RwLayer {
         upper: PathBuf,
         /// The lowerdirs, topmost first.
         lowers: Vec<PathBuf>,
+        /// How owners in the upperdir are mapped back, if the snapshot was made for a user namespace.
+        ids: Option<Arc<IdMap>>,
+    },
+    /// Two whole trees: the image's, and the container's.
+    Trees {
+        /// What the container began with.
+        base: PathBuf,
+        /// What it made of it.
+        active: PathBuf,
+        /// `active` was copied from `base` file by file: the times of its directories are those of the copying.
+        is_copy: bool,
     },
     /// A whole tree with no image below it.
     Tree {
@@ -43,13 +59,15 @@ pub struct Snapshot {
     pub id: SnapshotId,
     /// The numbers of its parents, nearest first.
     pub parents: Vec<SnapshotId>,
+    /// How owners are mapped, if it was made for a user namespace.
+    pub ids: Option<Arc<IdMap>>,
 }
 
 /// Finds the rw layer of a snapshot below the snapshotter's directory.
 type Resolve = fn(&Path, &Snapshot) -> Result<RwLayer>;
 
 /// The snapshotters we can read, by containerd's name for them.
-pub const TABLE: &[(&str, Resolve)] = &[("overlayfs", overlay::resolve)];
+pub const TABLE: &[(&str, Resolve)] = &[("native", native::resolve), ("overlayfs", overlay::resolve)];
 
 /// No image has so many layers (the kernel mounts at most 500); a longer chain is a loop or an attack.
 const MAX_PARENTS: usize = 4096;
@@ -62,7 +80,7 @@ pub fn rw_layer(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<R
     let Some((_, resolve)) = TABLE.iter().find(|(known, _)| *known == snapshotter) else {
         return Err(Error::Unsupported {
             what: format!("snapshotter {snapshotter:?} is not supported, so the container's files cannot be read"),
-            hint: "supported: overlayfs".into(),
+            hint: format!("supported: {}", TABLE.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")),
         });
     };
     let dir = host.root.join(format!("io.containerd.snapshotter.v1.{snapshotter}"));
@@ -94,7 +112,21 @@ fn find(bytes: &[u8], name: &SnapshotName) -> Result<Option<Snapshot>, Corrupt> 
             return Err(Corrupt { at: 0, why: "a snapshot has too many parents" });
         }
     }
-    Ok(Some(Snapshot { id: id(&record)?, parents }))
+    Ok(Some(Snapshot { id: id(&record)?, parents, ids: ids(&record)? }))
+}
+
+/// The mapping of an idmapped snapshot stands in two labels (`core/snapshots/snapshotter.go`, `LabelSnapshotUIDMapping`).
+fn ids(record: &Bucket<'_>) -> Result<Option<Arc<IdMap>>, Corrupt> {
+    let labels = record::texts(record, "labels")?;
+    let ranges = |key: &str| match labels.get(key) {
+        Some(text) => text.parse::<Ranges>().map_err(|_| Corrupt { at: 0, why: "a snapshot's id mapping is none" }),
+        None => Ok(Ranges::default()),
+    };
+    let map = IdMap {
+        uids: ranges("containerd.io/snapshot/uidmapping")?,
+        gids: ranges("containerd.io/snapshot/gidmapping")?,
+    };
+    Ok((map != IdMap::default()).then(|| Arc::new(map)))
 }
 
 fn id(record: &Bucket<'_>) -> Result<SnapshotId, Corrupt> {

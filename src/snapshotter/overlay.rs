@@ -12,7 +12,8 @@ use crate::{
 pub fn resolve(root: &Path, snapshot: &Snapshot) -> Result<RwLayer> {
     let upper = folder(root, snapshot.id)?;
     let lowers = snapshot.parents.iter().map(|id| folder(root, *id)).collect::<Result<Vec<_>>>()?;
-    Ok(if lowers.is_empty() { RwLayer::Tree { dir: upper } } else { RwLayer::Overlay { upper, lowers } })
+    let ids = snapshot.ids.clone();
+    Ok(if lowers.is_empty() { RwLayer::Tree { dir: upper } } else { RwLayer::Overlay { upper, lowers, ids } })
 }
 
 fn folder(root: &Path, id: SnapshotId) -> Result<PathBuf> {

@@ -11,6 +11,6 @@ pub mod summary;
 pub mod walk;
 
 pub use node::{Dir, FileId, Kind, Meta, Node};
-pub use pack::{Held, Packer};
+pub use pack::{Held, Listed, Packer};
 pub use summary::{LeftOut, Summary, Warning, Why};
 pub use walk::Steps;

@@ -6,11 +6,15 @@ use std::{
     io,
     os::fd::{AsRawFd, OwnedFd},
     path::Path,
+    sync::Arc,
 };
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, StatxAttributes, StatxFlags};
 
-use crate::pax::{Time, Xattr};
+use crate::{
+    idmap::IdMap,
+    pax::{Time, Xattr},
+};
 
 /// Which inode, of which filesystem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,6 +42,21 @@ pub enum Kind {
     Fifo,
     /// A socket.
     Socket,
+}
+
+impl Kind {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Directory => "directory",
+            Self::Symlink => "symlink",
+            Self::Char => "character device",
+            Self::Block => "block device",
+            Self::Fifo => "fifo",
+            Self::Socket => "socket",
+        }
+    }
 }
 
 /// What the inode says (statx(2)).
@@ -68,14 +87,14 @@ pub struct Meta {
 }
 
 impl Meta {
-    fn of(fd: &OwnedFd) -> io::Result<Self> {
+    fn of(fd: &OwnedFd, ids: Option<&IdMap>) -> io::Result<Self> {
         let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
         let stat = fs::statx(fd, "", flags, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID)?;
         Ok(Self {
             kind: kind_of(stat.stx_mode)?,
             mode: u32::from(stat.stx_mode) & 0o7777,
-            uid: stat.stx_uid,
-            gid: stat.stx_gid,
+            uid: ids.map_or(stat.stx_uid, |ids| ids.uids.to_container(stat.stx_uid)),
+            gid: ids.map_or(stat.stx_gid, |ids| ids.gids.to_container(stat.stx_gid)),
             size: stat.stx_size,
             mtime: Time { secs: stat.stx_mtime.tv_sec, nanos: stat.stx_mtime.tv_nsec },
             device: (stat.stx_rdev_major, stat.stx_rdev_minor),
@@ -113,6 +132,8 @@ fn kind_of(mode: u16) -> io::Result<Kind> {
 #[derive(Debug)]
 pub struct Node {
     fd: OwnedFd,
+    /// How owners are told, for it and all that is found from it.
+    ids: Option<Arc<IdMap>>,
     /// What it was when it was found.
     pub meta: Meta,
 }
@@ -120,17 +141,27 @@ pub struct Node {
 impl Node {
     /// What `path` names; its last component may be a symbolic link and is then held itself.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Self::hold(fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?)
+        Self::open_mapped(path, None)
     }
 
-    fn hold(fd: OwnedFd) -> io::Result<Self> {
-        let meta = Meta::of(&fd)?;
-        Ok(Self { fd, meta })
+    /// The same; owners in it, and in all that is found from it, are told by `ids`.
+    pub fn open_mapped(path: &Path, ids: Option<Arc<IdMap>>) -> io::Result<Self> {
+        Self::hold(fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?, ids)
+    }
+
+    fn hold(fd: OwnedFd, ids: Option<Arc<IdMap>>) -> io::Result<Self> {
+        let meta = Meta::of(&fd, ids.as_deref())?;
+        Ok(Self { fd, ids, meta })
     }
 
     /// The entry `name` of this directory, itself and not what it may point to.
     pub fn child(&self, name: &[u8]) -> io::Result<Self> {
-        hold_child(&self.fd, name)
+        hold_child(&self.fd, name, self.ids.clone())
+    }
+
+    /// The same once more, by a descriptor of its own.
+    pub fn again(&self) -> io::Result<Self> {
+        Ok(Self { fd: self.fd.try_clone()?, ids: self.ids.clone(), meta: self.meta.clone() })
     }
 
     /// This directory, to be listed. `O_NOATIME`, so that looking leaves no trace.
@@ -138,7 +169,7 @@ impl Node {
         let fd = quietly(OFlags::RDONLY | OFlags::DIRECTORY, |flags| {
             fs::openat(&self.fd, c".", flags | OFlags::NOFOLLOW, Mode::empty())
         })?;
-        Ok(Dir { fd, id: self.meta.id })
+        Ok(Dir { fd, ids: self.ids.clone(), id: self.meta.id })
     }
 
     /// This regular file, to be read: the very inode that was looked at, whatever its name points to now.
@@ -157,7 +188,10 @@ impl Node {
         let name = CString::new(name)?;
         let path = self.proc_path();
         match grown(|buf| fs::getxattr(path.as_str(), name.as_c_str(), buf)) {
-            Ok(value) => Ok(Some(value)),
+            Ok(value) => Ok(Some(match &self.ids {
+                Some(ids) => ids.xattr(name.as_bytes(), value),
+                None => value,
+            })),
             Err(e) if e == rustix::io::Errno::NODATA || e == rustix::io::Errno::OPNOTSUPP => Ok(None),
             Err(e) => Err(e.into()),
         }
@@ -165,19 +199,28 @@ impl Node {
 
     /// All extended attributes, sorted by name. One that vanishes in between was not there.
     pub fn xattrs(&self) -> io::Result<Vec<Xattr>> {
-        let mut names = self.xattr_names()?;
-        names.sort_unstable();
         let pair = |name: Vec<u8>| self.xattr(&name).map(|value| value.map(|value| (name, value))).transpose();
-        names.into_iter().filter_map(pair).collect()
+        self.xattr_names()?.into_iter().filter_map(pair).collect()
     }
 
-    fn xattr_names(&self) -> io::Result<Vec<Vec<u8>>> {
+    /// The names of all extended attributes, sorted: 64 KiB of them at most, while their values may be 64 KiB each (xattr(7)).
+    pub fn xattr_names(&self) -> io::Result<Vec<Vec<u8>>> {
         let path = self.proc_path();
-        match grown(|buf| fs::listxattr(path.as_str(), buf)) {
-            Ok(list) => Ok(list.split(|&b| b == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect()),
-            Err(rustix::io::Errno::OPNOTSUPP) => Ok(Vec::new()),
-            Err(e) => Err(e.into()),
-        }
+        let list = match grown(|buf| fs::listxattr(path.as_str(), buf)) {
+            Ok(list) => list,
+            Err(rustix::io::Errno::OPNOTSUPP) => Vec::new(),
+            Err(e) => return Err(e.into()),
+        };
+        let mut names: Vec<_> = list.split(|&b| b == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// How long the value of an extended attribute is; 0 if it is not there (any more).
+    pub fn xattr_len(&self, name: &[u8]) -> usize {
+        let path = self.proc_path();
+        let empty: &mut [u8] = &mut [];
+        CString::new(name).ok().and_then(|name| fs::getxattr(path.as_str(), name.as_c_str(), empty).ok()).unwrap_or(0)
     }
 
     /// Which file system it is on, by its magic number (statfs(2), `f_type`).
@@ -187,7 +230,7 @@ impl Node {
 
     /// What the inode says now.
     pub fn meta_now(&self) -> io::Result<Meta> {
-        Meta::of(&self.fd)
+        Meta::of(&self.fd, self.ids.as_deref())
     }
 
     /// An `O_PATH` descriptor has neither content nor attributes for the system calls that take descriptors, but its entry
@@ -201,6 +244,7 @@ impl Node {
 #[derive(Debug)]
 pub struct Dir {
     fd: OwnedFd,
+    ids: Option<Arc<IdMap>>,
     /// Which directory.
     pub id: FileId,
 }
@@ -208,7 +252,7 @@ pub struct Dir {
 impl Dir {
     /// Its entry `name`, itself and not what it may point to.
     pub fn child(&self, name: &[u8]) -> io::Result<Node> {
-        hold_child(&self.fd, name)
+        hold_child(&self.fd, name, self.ids.clone())
     }
 
     /// The names in it, sorted bytewise, without `.` and `..`.
@@ -229,13 +273,13 @@ impl Dir {
 
     /// The directory above, but only if it is still `expected`.
     pub fn parent(&self, expected: FileId) -> io::Result<Self> {
-        let above = hold_child(&self.fd, b"..")?;
+        let above = hold_child(&self.fd, b"..", self.ids.clone())?;
         if above.meta.id == expected { above.dir() } else { Err(io::Error::other("the directory was moved meanwhile")) }
     }
 }
 
-fn hold_child(dir: &OwnedFd, name: &[u8]) -> io::Result<Node> {
-    Node::hold(fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?)
+fn hold_child(dir: &OwnedFd, name: &[u8], ids: Option<Arc<IdMap>>) -> io::Result<Node> {
+    Node::hold(fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?, ids)
 }
 
 /// Opens with `O_NOATIME`, and without where we do not own the file (open(2): EPERM).

@@ -11,11 +11,25 @@ use crate::{error::Result, interrupt};
 /// Writes all that is below `root`, in order, parents first; not `root` itself. What `refuse` gives a reason for stays out.
 pub fn pack(root: &Node, packer: &mut Packer, refuse: fn(&[u8]) -> Option<Why>) -> Result<()> {
     let Some((dir, names)) = list(packer, b"", root) else { return Ok(()) };
-    let mut steps = Steps::begin(dir, names, ());
+    walk(Steps::begin(dir, names, ()), &root.meta, packer, refuse)
+}
+
+/// Writes `node`, with the content of `data`, under the name `path`, and all that is below it. False if it could not be.
+pub fn pack_under(path: &[u8], node: &Node, data: &Node, packer: &mut Packer) -> Result<bool> {
+    let is_written = packer.entry_from(path, node, data)?;
+    if node.meta.kind == Kind::Directory
+        && let Some((dir, names)) = list(packer, path, node)
+    {
+        walk(Steps::begin_under(path, dir, names, ()), &node.meta, packer, |_| None)?;
+    }
+    Ok(is_written)
+}
+
+fn walk(mut steps: Steps<()>, root: &Meta, packer: &mut Packer, refuse: fn(&[u8]) -> Option<Why>) -> Result<()> {
     loop {
         interrupt::check()?;
         match steps.next_name() {
-            Some(name) => visit(&mut steps, packer, &root.meta, &name, refuse)?,
+            Some(name) => visit(&mut steps, packer, root, &name, refuse)?,
             None if !leave(&mut steps, packer) => return Ok(()),
             None => {}
         }
@@ -31,9 +45,8 @@ fn visit(
 ) -> Result<()> {
     let path = steps.path_to(name);
     let Some(node) = steps.dir().and_then(|dir| find(packer, dir, &path, name)) else { return Ok(()) };
-    if let Some(why) = refuse(name) {
-        packer.leave_out(&path, Some(&node.meta), why);
-        return Ok(());
+    if let Some(why) = refuse(&path) {
+        return packer.keep_beside(&path, &node, &node, why);
     }
     if !packer.admits(&path, &node.meta, root) {
         return Ok(());

@@ -33,6 +33,56 @@ pub struct Summary {
     pub left_out: Vec<LeftOut>,
     /// What is in it, but not as it should be; by path.
     pub warnings: Vec<Warning>,
+    /// How many more of either there are that were not listed: [`MAX_LISTED`] was reached.
+    pub unlisted: u64,
+    /// Length of the tar stream beside; 0 if there is nothing in it.
+    pub beside: u64,
+    /// Bytes that the two lists take.
+    listed: usize,
+}
+
+/// So many bytes the lists of what is missing and odd may take: a container can make millions of sockets.
+pub const MAX_LISTED: usize = 8 << 20;
+
+impl Summary {
+    /// Lists something that is not in the tar.
+    pub fn leave_out(&mut self, lost: LeftOut) {
+        if self.has_room(lost.path.len() + size_of::<LeftOut>()) {
+            self.left_out.push(lost);
+        }
+    }
+
+    /// Lists something odd.
+    pub fn warn(&mut self, odd: Warning) {
+        if self.has_room(odd.path.len() + odd.what.len() + size_of::<Warning>()) {
+            self.warnings.push(odd);
+        }
+    }
+
+    fn has_room(&mut self, len: usize) -> bool {
+        let fits = self.listed + len <= MAX_LISTED;
+        if fits {
+            self.listed += len;
+        } else {
+            self.unlisted += 1;
+        }
+        fits
+    }
+
+    /// Takes in what became of the tar beside. In there a path has a place in front that its owner never saw.
+    pub(super) fn take_beside(&mut self, beside: Summary) {
+        let own = |path: Vec<u8>| path.strip_prefix(b"files/").map_or(path.clone(), <[u8]>::to_vec);
+        let is_empty = beside.files + beside.directories + beside.symlinks + beside.devices == 0;
+        self.beside = if is_empty { 0 } else { beside.written };
+        self.unlisted += beside.unlisted;
+        beside.left_out.into_iter().for_each(|lost| self.leave_out(LeftOut { path: own(lost.path), ..lost }));
+        beside.warnings.into_iter().for_each(|odd| self.warn(Warning { path: own(odd.path), ..odd }));
+    }
+
+    pub(super) fn sort(&mut self) {
+        self.left_out.sort_by(|a, b| a.path.cmp(&b.path));
+        self.warnings.sort_by(|a, b| a.path.cmp(&b.path));
+    }
 }
 
 /// Something that is not in the tar.
@@ -44,6 +94,8 @@ pub struct LeftOut {
     pub meta: Option<Meta>,
     /// Why it is not there.
     pub why: Why,
+    /// Its place in the tar beside, if its content is kept there.
+    pub kept: Option<Vec<u8>>,
 }
 
 /// Why something is not in the tar.
@@ -59,8 +111,8 @@ pub enum Why {
     XattrName(Vec<u8>),
     /// Only this extended attribute of it is missing: with it the header would be longer than containerd reads.
     XattrSize(Vec<u8>),
-    /// Its path is longer than [`MAX_PATH`]; it stands for all below it.
-    PathTooLong,
+    /// Its path is longer than so many bytes; it stands for all below it.
+    PathTooLong(usize),
     /// Another filesystem is mounted here. A mount point that is a directory is in the tar, empty.
     Mount,
 }
@@ -73,7 +125,7 @@ impl fmt::Display for Why {
             Self::Unreadable(why) => write!(f, "unreadable: {why}"),
             Self::XattrName(name) => write!(f, "its attribute {} cannot be stored", name.escape_ascii()),
             Self::XattrSize(name) => write!(f, "its attribute {} is too much for one header", name.escape_ascii()),
-            Self::PathTooLong => write!(f, "its path is longer than {MAX_PATH} bytes"),
+            Self::PathTooLong(max) => write!(f, "its path is longer than {max} bytes, too long to be unpacked"),
             Self::Mount => f.write_str("another filesystem is mounted there"),
         }
     }
@@ -81,7 +133,11 @@ impl fmt::Display for Why {
 
 impl fmt::Display for LeftOut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path.escape_ascii(), self.why)
+        write!(f, "{}: {}", self.path.escape_ascii(), self.why)?;
+        match &self.kept {
+            Some(kept) => write!(f, "; kept beside the layer as {}", kept.escape_ascii()),
+            None => Ok(()),
+        }
     }
 }
 

@@ -15,6 +15,8 @@ const OPEN_AT_ONCE: usize = 32;
 pub struct Steps<T> {
     levels: Vec<Level<T>>,
     path: Vec<u8>,
+    /// How much of `path` is above the root of the walk.
+    above: usize,
 }
 
 #[derive(Debug)]
@@ -42,8 +44,14 @@ pub struct Lost {
 impl<T> Steps<T> {
     /// A walk that begins in `dir`, with these names to visit.
     pub fn begin(dir: Dir, names: Vec<Vec<u8>>, value: T) -> Self {
-        let root = Level { id: Some(dir.id), dir: Some(dir), path_len: 0, names: names.into_iter(), value };
-        Self { levels: vec![root], path: Vec::new() }
+        Self::begin_under(b"", dir, names, value)
+    }
+
+    /// The same, for a directory whose own path is `path`.
+    pub fn begin_under(path: &[u8], dir: Dir, names: Vec<Vec<u8>>, value: T) -> Self {
+        let above = path.len();
+        let root = Level { id: Some(dir.id), dir: Some(dir), path_len: above, names: names.into_iter(), value };
+        Self { levels: vec![root], path: path.to_vec(), above }
     }
 
     /// Goes down into the present directory's entry `name`.
@@ -84,7 +92,8 @@ impl<T> Steps<T> {
     /// The present directory, by its names from the root.
     fn find_again(&self, id: FileId) -> io::Result<Dir> {
         let root = self.levels[0].dir.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        let mut names: VecDeque<&[u8]> = self.path.split(|&b| b == b'/').collect();
+        let below = self.path.get(self.above..).unwrap_or_default();
+        let mut names: VecDeque<&[u8]> = below.split(|&b| b == b'/').filter(|name| !name.is_empty()).collect();
         let mut node = root.child(names.pop_front().unwrap_or(b"."))?;
         for name in names {
             node = node.child(name)?;

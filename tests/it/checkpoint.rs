@@ -11,7 +11,9 @@ use std::{
 use flate2::read::GzDecoder;
 use serde_json::{Value, json};
 
-use crate::harness::{Sandbox, VERSIONS, WORKER, blob, document, entry, expected, fixture, index};
+use crate::harness::{
+    META_DB, Sandbox, VERSIONS, WORKER, blob, contents, document, entry, expected, fixture, index, replaced,
+};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -277,10 +279,13 @@ fn what_is_lacking_is_said_and_the_rest_written() {
     };
     insta::assert_snapshot!(said("odd"), @r#"
     dewar: default/odd: run.sock: a socket cannot be stored
-    dewar: default/odd: srv/.wh.file: a name beginning with .wh. would come back as a deletion
+    dewar: default/odd: srv/.wh.file: a name beginning with .wh. would come back as a deletion; kept beside the layer as files/srv/.wh.file
     "#);
     insta::assert_snapshot!(said("imageless"), @r#"dewar: default/imageless: image "localhost/gone:1" of namespace default not found; its record was removed since the container was made: the base image is not in the bundle"#);
-    insta::assert_snapshot!(said("flat"), @r#"dewar: default/flat: snapshotter "native" is not supported, so the container's files cannot be read; supported: overlayfs: the container's files are not in the bundle"#);
+    // A snapshotter that nobody knows: the databases say a name of the same length in place of `native`.
+    let meta = sandbox.root().join(META_DB);
+    fs::write(&meta, replaced(&fs::read(&meta).unwrap(), b"native", b"exotic")).unwrap();
+    insta::assert_snapshot!(said("flat"), @r#"dewar: default/flat: snapshotter "exotic" is not supported, so the container's files cannot be read; supported: native, overlayfs: the container's files are not in the bundle"#);
     let layer = |who: &str| {
         let layout = sandbox.path(who);
         let whole = index(&layout);
@@ -289,6 +294,58 @@ fn what_is_lacking_is_said_and_the_rest_written() {
     };
     assert_eq!(layer("odd").into_keys().collect::<Vec<_>>(), ["srv/kept"]);
     assert_eq!(layer("imageless").into_keys().collect::<Vec<_>>(), ["srv/left"]);
+}
+
+#[test]
+fn what_no_layer_can_hold_is_kept_beside_it() {
+    let Some(sandbox) = Sandbox::rich("2.1") else { return };
+    let odd = expected("containerd/2.1.expected.json");
+    let srv = sandbox.root().join(record(&odd, "odd")["upper"].as_str().unwrap()).join("srv");
+    let hidden = srv.join(".wh.d/deep");
+    fs::create_dir_all(&hidden).unwrap();
+    fs::write(hidden.join(".wh.x"), "evidence").unwrap();
+    fs::set_permissions(hidden.join(".wh.x"), fs::Permissions::from_mode(0o4711)).unwrap();
+    let _socket = UnixListener::bind(hidden.join("s")).unwrap();
+    // The `=` ends the keyword of a tar's record.
+    let name = "user.a=b";
+    rustix::fs::setxattr(srv.join("kept"), name, b"\xffvalue", rustix::fs::XattrFlags::empty()).unwrap();
+
+    let ran = sandbox.dewar(&["checkpoint", "odd", "-o", "out", "--ref", "odd"]).exits(1);
+    sandbox.dewar(&["verify", "out"]).exits(0);
+    insta::assert_snapshot!(sandbox.plain(&ran.stderr), @r#"
+    dewar: default/odd: srv/.wh.d/deep/s: a socket cannot be stored
+    dewar: default/odd: srv/.wh.d: a name beginning with .wh. would come back as a deletion; kept beside the layer as files/srv/.wh.d
+    dewar: default/odd: srv/.wh.file: a name beginning with .wh. would come back as a deletion; kept beside the layer as files/srv/.wh.file
+    dewar: default/odd: srv/kept: its attribute user.a=b cannot be stored; kept beside the layer as xattrs/0
+    "#);
+    let layout = sandbox.path("out");
+    let whole = index(&layout);
+    let members = document(&layout, whole["manifests"].as_array().unwrap().last().unwrap());
+    let is_beside = |member: &&Value| member["annotations"]["org.dewar.beside"] == "rw layer";
+    let beside = members["manifests"].as_array().unwrap().iter().find(is_beside).unwrap();
+    let into = sandbox.path("beside");
+    fs::create_dir(&into).unwrap();
+    crate::overlay::untar(&blob(&layout, beside), &into, &[]);
+    let found = contents(&into).into_iter().filter_map(|(path, content)| Some((path, content?)));
+    let found: Vec<_> = found.map(|(path, content)| (path.to_str().unwrap().to_owned(), content)).collect();
+    let file = |path: &str, content: &[u8]| (path.to_owned(), content.to_vec());
+    assert_eq!(found[0], file("files/srv/.wh.d/deep/.wh.x", b"evidence"));
+    assert_eq!((found[1].0.as_str(), &found[2]), ("files/srv/.wh.file", &file("xattrs/0", b"\xffvalue")));
+    let mode = fs::metadata(into.join("files/srv/.wh.d/deep/.wh.x")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o4711);
+
+    let told = sandbox.dewar(&["inspect", "out", "--json"]).exits(0).json();
+    let mut lost: Vec<Value> = told[0]["account"]["left_out"].as_array().unwrap().clone();
+    for lost in &mut lost {
+        ["mtime", "mode"].into_iter().for_each(|member| lost[member] = "…".into());
+    }
+    insta::assert_snapshot!(lost.iter().map(Value::to_string).collect::<Vec<_>>().join("\n"), @r#"
+    {"of":"rw layer","path":"/srv/.wh.d","why":"a name beginning with .wh. would come back as a deletion","kind":"directory","mode":"…","uid":0,"gid":0,"mtime":"…","kept":{"path":"files/srv/.wh.d"}}
+    {"of":"rw layer","path":"/srv/.wh.d/deep/s","why":"a socket cannot be stored","kind":"socket","mode":"…","uid":0,"gid":0,"mtime":"…"}
+    {"of":"rw layer","path":"/srv/.wh.file","why":"a name beginning with .wh. would come back as a deletion","kind":"file","mode":"…","uid":0,"gid":0,"size":15,"mtime":"…","kept":{"path":"files/srv/.wh.file"}}
+    {"of":"rw layer","path":"/srv/kept","why":"its attribute user.a=b cannot be stored","kind":"file","mode":"…","uid":0,"gid":0,"size":5,"mtime":"…","kept":{"path":"xattrs/0"}}
+    "#);
+    assert!(sandbox.dewar(&["inspect", "out"]).exits(0).text().contains("kept beside as xattrs/0"));
 }
 
 #[test]

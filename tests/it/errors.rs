@@ -265,8 +265,8 @@ fn no_space() {
     let sandbox = Sandbox::store();
     let web = expected("store/expected.json");
     let web = web["containers"].as_array().unwrap().iter().find(|c| c["id"] == "web").unwrap().clone();
-    let noise = sandbox.root().join(web["upper"].as_str().unwrap()).join("zeros");
-    fs::write(&noise, vec![0; 1 << 20]).unwrap();
+    let noise = sandbox.root().join(web["upper"].as_str().unwrap()).join("noise");
+    fs::write(&noise, vec![1; 1 << 20]).unwrap();
     let tiny = Tiny::mount(sandbox.path("tiny"), 256);
     sandbox.dewar(&["checkpoint", "worker", "-o", "tiny/out"]).exits(0);
     let before = contents(&sandbox.path("tiny"));

@@ -43,6 +43,17 @@ pub fn bolt(name: &str) -> Vec<u8> {
     bytes
 }
 
+/// `bytes` with every `from` replaced by `to`, which is as long.
+pub fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    assert_eq!(from.len(), to.len());
+    let (mut bytes, mut at) = (bytes.to_vec(), 0);
+    while let Some(found) = bytes[at..].windows(from.len()).position(|part| part == from) {
+        bytes[at + found..at + found + to.len()].copy_from_slice(to);
+        at += found + to.len();
+    }
+    bytes
+}
+
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }

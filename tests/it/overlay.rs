@@ -12,7 +12,7 @@ use std::{
     process::Command,
 };
 
-use dewar::{digest::Digest, rw, snapshotter::RwLayer, tree::Summary};
+use dewar::{digest::Digest, rw, snapshotter::RwLayer, sparse::SparseFile, tree::Summary};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags};
 
@@ -106,7 +106,11 @@ impl Stack {
     }
 
     fn mount(&self, upper: &Path, work: &Path) -> Mounted {
-        let at = self.temp.path().join("m");
+        self.mount_at("m", upper, work)
+    }
+
+    fn mount_at(&self, name: &str, upper: &Path, work: &Path) -> Mounted {
+        let at = self.temp.path().join(name);
         let lowers: Vec<String> = self.lowers().iter().map(|dir| dir.display().to_string()).collect();
         let (options, lowers) = (self.flavour.options(), lowers.join(":"));
         let options = format!("lowerdir={lowers},upperdir={},workdir={},{options}", upper.display(), work.display());
@@ -127,7 +131,7 @@ impl Stack {
 
     /// The last layer, as the snapshotter would describe it.
     pub fn rw(&self) -> RwLayer {
-        RwLayer::Overlay { upper: self.upper(), lowers: self.lowers() }
+        RwLayer::Overlay { upper: self.upper(), lowers: self.lowers(), ids: None }
     }
 
     /// What the kernel shows of all layers, freshly mounted.
@@ -145,6 +149,42 @@ impl Stack {
         assert!(!first.windows(leak.len()).any(|part| part == leak), "a mark of overlay's leaked");
         assert_eq!(summary.written, first.len() as u64);
         (first, summary)
+    }
+
+    /// What the last layer cannot hold, as a tar.
+    pub fn beside(&self) -> Vec<u8> {
+        let path = self.temp.path().join("beside.tar");
+        let mut beside = SparseFile::new(fs::File::create(&path).unwrap(), path.clone());
+        rw::write_layer_beside(&self.rw(), &mut Vec::new(), &mut beside).unwrap();
+        drop(beside.complete().unwrap());
+        fs::read(path).unwrap()
+    }
+
+    /// Runs `look` on what the kernel shows of all layers but the last.
+    fn with_base<T>(&self, look: impl FnOnce(&Path) -> T) -> T {
+        let dirs = tempfile::tempdir_in(self.temp.path()).unwrap();
+        let [at, empty, work] = ["below", "empty", "work"].map(|name| dirs.path().join(name));
+        [&at, &empty, &work].into_iter().for_each(|dir| fs::create_dir(dir).unwrap());
+        copy_metadata(&self.lowers()[0], &empty);
+        let name = at.strip_prefix(self.temp.path()).unwrap().to_str().unwrap();
+        look(self.mount_at(name, &empty, &work).path())
+    }
+
+    /// What the kernel shows of all layers but the last.
+    pub fn base_view(&self) -> Tree {
+        self.with_base(Tree::of)
+    }
+
+    /// The last layer, found by comparing what the kernel shows with and without it, as for snapshotters that keep trees.
+    pub fn write_by_trees(&self) -> (Vec<u8>, Summary) {
+        let active = self.mount(&self.upper(), &self.dir(self.layers - 1, "work"));
+        self.with_base(|base| {
+            let (base, active) = (base.to_owned(), active.path().to_owned());
+            let mut layer = Vec::new();
+            let trees = RwLayer::Trees { base, active, is_copy: false };
+            let summary = rw::write_layer(&trees, &mut layer).unwrap();
+            (layer, summary)
+        })
     }
 
     /// What the kernel shows when the last layer is replaced by `layer`, unpacked as containerd's overlay snapshotter does.
@@ -279,6 +319,12 @@ pub struct Seen {
     /// The digest of a file's content, or a link's target.
     pub content: String,
     pub xattrs: BTreeMap<String, Vec<u8>>,
+}
+
+impl Seen {
+    pub fn is_directory(&self) -> bool {
+        FileType::from_raw_mode(self.mode) == FileType::Directory
+    }
 }
 
 /// All that can be seen of a tree.

@@ -21,11 +21,13 @@ use crate::{
     interrupt,
     layout::{Layout, untar},
     oci::{
-        image::{Config, Descriptor, Manifest, Platform},
+        account::Account,
+        image::{Config, Descriptor, Index, Manifest, Platform},
         names,
         runtime::Spec,
     },
     proto::{self, Any, CheckpointOptions},
+    tree::summary::MAX_LISTED,
 };
 
 /// Something that is not as it should be, and where.
@@ -58,9 +60,7 @@ pub struct Verdict {
 pub fn verify(layout: &Layout) -> Result<Verdict> {
     let mut walk = Verify::of(layout);
     let index = layout.index()?;
-    if index.schema_version != 2 {
-        walk.find("index.json", "its schemaVersion is not 2");
-    }
+    walk.top(&index);
     let mut names: BTreeMap<&str, usize> = BTreeMap::new();
     for (i, entry) in index.manifests.iter().enumerate() {
         let at = entry.name().map_or_else(|| format!("index.json entry {i}"), str::to_owned);
@@ -69,8 +69,10 @@ pub fn verify(layout: &Layout) -> Result<Verdict> {
         {
             walk.find(&at, &format!("entries {first} and {i} of index.json have the same name"));
         }
+        walk.entry(&at, entry);
         walk.descend(&at, entry, entry.annotations.contains_key(names::IMAGE_OMITTED))?;
     }
+    walk.seals(&index);
     walk.strays()?;
     let Verify { sums, findings, bytes, .. } = walk;
     Ok(Verdict { blobs: sums.len(), bytes, findings: findings.into_iter().collect() })
@@ -96,12 +98,17 @@ struct Verify<'a> {
     seen: BTreeSet<(Digest, String)>,
     findings: BTreeSet<Finding>,
     bytes: u64,
+    /// Accounts met, with the way to them.
+    accounts: Vec<(String, Account)>,
+    /// Names in the tars beside, with the way to the checkpoint that they are of.
+    beside: BTreeSet<(String, Vec<u8>)>,
 }
 
 impl<'a> Verify<'a> {
     fn of(layout: &'a Layout) -> Self {
         let (sums, tars, seen, findings) = (HashMap::new(), HashMap::new(), BTreeSet::new(), BTreeSet::new());
-        Self { layout, sums, tars, depth: 0, seen, findings, bytes: 0 }
+        let (accounts, beside) = (Vec::new(), BTreeSet::new());
+        Self { layout, sums, tars, depth: 0, seen, findings, bytes: 0, accounts, beside }
     }
 
     fn find(&mut self, at: &str, what: &str) {
@@ -110,6 +117,67 @@ impl<'a> Verify<'a> {
 
     fn find_if<T>(&mut self, at: &str, result: std::result::Result<T, impl fmt::Display>) -> Option<T> {
         result.map_err(|e| self.find(at, &e.to_string())).ok()
+    }
+
+    /// No digest vouches for `index.json`. Members of other programs are theirs; one that is a bit away from a member that
+    /// we look for was that member.
+    fn top(&mut self, index: &Index) {
+        let at = "index.json";
+        if index.schema_version != 2 {
+            self.find(at, "its schemaVersion is not 2");
+        }
+        if index.media_type.as_deref().is_some_and(|media_type| media_type != names::INDEX) {
+            self.find(at, "its media type is not that of an index");
+        }
+        let members = ["mediaType", "manifests", "annotations"];
+        index.rest.keys().for_each(|key| self.nearly(at, "member", key, &members));
+    }
+
+    /// The same for an entry; and its seal, if it has one.
+    fn entry(&mut self, at: &str, entry: &Descriptor) {
+        let media_types = [names::INDEX, names::MANIFEST, names::DOCKER_LIST, names::DOCKER_MANIFEST];
+        self.nearly(at, "media type", &entry.media_type, &media_types);
+        let members = ["mediaType", "annotations", "platform"];
+        entry.rest.keys().for_each(|key| self.nearly(at, "member", key, &members));
+        if entry.seal() == Some(false) {
+            self.find(
+                at,
+                "its entry in index.json is not as it was written: names, annotations and platform may be wrong",
+            );
+        }
+    }
+
+    fn nearly(&mut self, at: &str, what: &str, found: &str, known: &[&str]) {
+        let bits = |right: &str| found.bytes().zip(right.bytes()).map(|(a, b)| (a ^ b).count_ones()).sum::<u32>();
+        if let Some(right) = known.iter().find(|right| right.len() == found.len() && bits(right) == 1) {
+            self.find(at, &format!("{what} {found:?} is one flipped bit away from {right:?}"));
+        }
+    }
+
+    /// A checkpoint with an account was written together with sealed entries: its own, and those of its images.
+    fn seals(&mut self, index: &Index) {
+        for (at, account) in std::mem::take(&mut self.accounts) {
+            let name = at.split(" > ").next().unwrap_or_default().to_owned();
+            let own = index.manifests.iter().filter(|entry| entry.name() == Some(&name));
+            let images = index.manifests.iter().filter(|entry| account.images.contains(&entry.digest));
+            if own.chain(images).any(|entry| entry.seal().is_none()) {
+                self.find(
+                    &name,
+                    "its entry in index.json, or that of an image of it, has lost its seal: it was changed",
+                );
+            }
+            for digest in &account.images {
+                if !index.manifests.iter().any(|entry| entry.digest == *digest) {
+                    self.find(&at, &format!("came with {digest}, which is not in index.json"));
+                }
+            }
+            for kept in account.left_out.iter().filter_map(|lost| lost.kept.as_ref()) {
+                let is_there = kept.to_bytes().is_some_and(|path| self.beside.contains(&(name.clone(), path)));
+                if !is_there {
+                    self.find(&at, &format!("{} is not in the tar beside", kept.path));
+                }
+            }
+        }
     }
 
     /// Checks a blob against its descriptor, then what it is.
@@ -263,6 +331,12 @@ impl<'a> Verify<'a> {
                 let any = self.any(at, descriptor).filter(|any| any.type_url == proto::CHECKPOINT_OPTIONS);
                 any.and_then(|any| self.find_if(at, proto::decode::<CheckpointOptions>(&any.value)));
             }
+            names::ACCOUNT => {
+                let document = self.document(at, &descriptor.digest);
+                let parsed = document.and_then(|bytes| self.find_if(at, serde_json::from_slice::<Account>(&bytes)));
+                self.accounts.extend(parsed.map(|account| (at.to_owned(), account)));
+            }
+            names::RESOURCE_TAR if descriptor.annotations.contains_key(names::BESIDE) => self.beside(at, descriptor)?,
             other if other.contains("tar") => {
                 self.untar(at, &descriptor.digest)?;
             }
@@ -284,6 +358,23 @@ impl<'a> Verify<'a> {
         for what in images.findings() {
             self.find(at, &what);
         }
+        Ok(())
+    }
+
+    fn beside(&mut self, at: &str, descriptor: &Descriptor) -> Result<()> {
+        let name = at.split(" > ").next().unwrap_or_default();
+        let mut held = 0;
+        let walked = untar::walk(&self.layout.blob_path(&descriptor.digest), |entry| {
+            held += entry.name.len();
+            // What more there is no account of ours names.
+            if held <= MAX_LISTED {
+                let path = entry.name.strip_suffix(b"/").unwrap_or(&entry.name);
+                self.beside.insert((name.to_owned(), path.to_vec()));
+            }
+            Ok(())
+        });
+        interrupt::check()?;
+        self.find_if(at, walked.map_err(|e| with_causes(&e)));
         Ok(())
     }
 
@@ -330,7 +421,9 @@ fn label(descriptor: &Descriptor) -> String {
         names::CHECKPOINT_CONFIG => "spec",
         names::CHECKPOINT_OPTIONS => "dump options",
         names::RUNTIME_OPTIONS => "runtime options",
+        names::RESOURCE_TAR if descriptor.annotations.contains_key(names::BESIDE) => "beside",
         names::RESOURCE_TAR => "bind mount",
+        names::ACCOUNT => "account",
         other if other.contains("layer") => "rw layer",
         _ if descriptor.is_index() => "index",
         _ if descriptor.is_manifest() => "manifest",
