@@ -20,6 +20,8 @@ use std::{io::Write, sync::Mutex};
 use hunt::{Account, Applier, Hunt, Known, SPLIT, is_now};
 use world::{BSD_TAR, GNU_TAR, World};
 
+use dewar::tree::Summary;
+
 use crate::overlay::can_mount;
 
 const GNU: &[Known] = &[SPLIT];
@@ -52,8 +54,8 @@ fn mirrored(time: Option<&str>) -> Option<String> {
     (secs < 0 && nanos > 0).then(|| format!("{}+{:09}", secs + 1, 1_000_000_000 - nanos))
 }
 
-#[test]
-fn random_changes_come_back() {
+/// Hunts, and prints the account past the test runner, which keeps to itself what a passing test prints.
+fn hunt(write: fn(&World) -> (Vec<u8>, Summary), seeds: u64) {
     if !can_mount() {
         return;
     }
@@ -62,10 +64,20 @@ fn random_changes_come_back() {
         Applier { name: "GNU tar over a copy", apply: &|world, layer| world.unpacked(&GNU_TAR, layer), known: GNU },
         Applier { name: "bsdtar over a copy", apply: &|world, layer| world.unpacked(&BSD_TAR, layer), known: BSD },
     ];
-    let hunt =
-        Hunt { appliers: &appliers, keep_below: |op| !op.makes_layers_mark(), write: World::write, patience: 400 };
+    // A name that a layer cannot hold is in no image either.
+    let keep_below = |op: &ops::Op| !op.makes_layers_mark();
+    let hunt = Hunt { appliers: &appliers, keep_below, write, patience: 400 };
     let account = Mutex::new(Account::default());
-    hunt.run(800, 2, &account);
-    // Past the test runner, which keeps to itself what a passing test prints.
+    hunt.run(seeds, 2, &account);
     let _ = write!(std::io::stderr(), "{}", account.lock().unwrap().table());
+}
+
+#[test]
+fn what_an_upperdir_holds_comes_back() {
+    hunt(World::write, 800);
+}
+
+#[test]
+fn what_two_trees_tell_comes_back() {
+    hunt(World::write_by_trees, 400);
 }

@@ -1,6 +1,7 @@
 //! A real overlay with the changes of many seeds, each in a directory of its own, and what others make of its last layer.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     fs,
     io::{self, Seek, Write},
@@ -226,7 +227,7 @@ impl World {
     /// The last layer, as its snapshotter would describe it.
     pub fn rw(&self) -> RwLayer {
         let last = self.root.join((self.layers - 1).to_string());
-        RwLayer::Overlay { upper: last.join("fs"), lowers: self.lowers() }
+        RwLayer::Overlay { upper: last.join("fs"), lowers: self.lowers(), ids: None }
     }
 
     /// The last layer, written twice: the same bytes each time, and none of overlay's attributes.
@@ -240,6 +241,19 @@ impl World {
         }
         assert_eq!(summary.written, first.len() as u64);
         (first, summary)
+    }
+
+    /// The same change, found by comparing what the kernel shows with and without the last layer, as for snapshotters that keep
+    /// trees: it names nothing that the upperdir does not have.
+    pub fn write_by_trees(&self) -> (Vec<u8>, Summary) {
+        let (base, active) = (self.base(), self.mounted());
+        let trees = RwLayer::Trees { base: base.path().to_owned(), active: active.path().to_owned(), is_copy: false };
+        let mut layer = Vec::new();
+        let summary = rw::write_layer(&trees, &mut layer).unwrap();
+        let names: BTreeSet<PathBuf> = names_in(&self.write().0).into_iter().collect();
+        let more: Vec<PathBuf> = names_in(&layer).into_iter().filter(|name| !names.contains(name)).collect();
+        assert!(more.is_empty(), "two trees differ where the upperdir has nothing: {more:?}");
+        (layer, summary)
     }
 
     /// What the kernel shows, mounted anew.
