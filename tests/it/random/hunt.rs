@@ -21,39 +21,60 @@ use super::{
 /// So many seeds share one overlay, one layer and one unpacking.
 pub const BATCH: u64 = 50;
 
-/// Seeds that share a world, each in its directory.
+/// Seeds that share a world.
 #[derive(Debug, Clone)]
 pub struct Batch {
     pub seeds: Range<u64>,
     pub flavour: &'static Flavour,
     layers: usize,
+    /// The only seed has the root for its directory, so that root is changed, too.
+    is_root: bool,
 }
 
 impl Batch {
-    pub fn number(n: u64) -> Self {
+    fn new(seeds: Range<u64>, n: u64, is_root: bool) -> Self {
         let flavour = &FLAVOURS[n as usize % FLAVOURS.len()];
-        Self { seeds: n * BATCH..(n + 1) * BATCH, flavour, layers: 2 + (n as usize / FLAVOURS.len()) % 3 }
+        Self { seeds, flavour, layers: 2 + (n as usize / FLAVOURS.len()) % 3, is_root }
     }
 
-    /// The one that `seed` belongs to, of which only this seed is left.
-    pub fn of(seed: u64) -> Self {
-        Self { seeds: seed..seed + 1, ..Self::number(seed / BATCH) }
+    /// Each seed in its directory.
+    pub fn number(n: u64) -> Self {
+        Self::new(n * BATCH..(n + 1) * BATCH, n, false)
     }
 
-    /// A batch of one has the root itself for its directory: so the root and its names are changed, too.
-    pub fn plan(&self, keep_below: fn(&Op) -> bool) -> Plan {
+    /// The same changes to another overlay.
+    pub fn with(self, flavour: &'static Flavour) -> Self {
+        Self { flavour, ..self }
+    }
+
+    /// The same, of which only this seed is left.
+    fn of(seed: u64) -> Self {
+        Self::new(seed..seed + 1, seed / BATCH, false)
+    }
+
+    /// One seed, at the root.
+    fn at_root(seed: u64) -> Self {
+        Self::new(seed..seed + 1, seed, true)
+    }
+
+    fn plan(&self, keep_below: fn(&Op) -> bool) -> Plan {
         let of_seed = |seed| {
             let mut ops = ops::of_seed(seed, self.layers);
             let lowers = self.layers - 1;
             ops[..lowers].iter_mut().for_each(|layer| layer.retain(keep_below));
             ops
         };
+        let top = |seed| if self.is_root { String::new() } else { format!("s{seed:06}") };
         self.seeds.clone().map(|seed| (top(seed), of_seed(seed))).collect()
     }
-}
 
-fn top(seed: u64) -> String {
-    format!("s{seed:06}")
+    /// How to have it again, alone.
+    fn again(&self, top: &str) -> String {
+        match top.strip_prefix('s') {
+            Some(seed) => format!("DEWAR_SEED={}", seed.trim_start_matches('0')),
+            None => format!("DEWAR_SEED={} DEWAR_ROOT=1", self.seeds.start),
+        }
+    }
 }
 
 /// A number from the environment.
@@ -213,21 +234,26 @@ pub struct Hunt<'a> {
     /// What may be in the layers below.
     pub keep_below: fn(&Op) -> bool,
     pub write: fn(&World) -> (Vec<u8>, Summary),
+    /// How many seeds at the root for each batch.
+    pub at_root: u64,
     /// How many smaller lists of changes may be tried.
     pub patience: usize,
 }
 
 impl Hunt<'_> {
-    /// One seed (`DEWAR_SEED`) or so many (`DEWAR_SEEDS`), so many batches at a time.
+    /// One seed (`DEWAR_SEED`) or so many (`DEWAR_SEEDS`), so many batches at a time, and some at the root.
     pub fn run(&self, usual: u64, at_once: usize, account: &Mutex<Account>) {
         if let Some(seed) = number("DEWAR_SEED") {
-            return alone(|| self.batch(&Batch::of(seed), account));
+            let batch = if number("DEWAR_ROOT").is_some() { Batch::at_root(seed) } else { Batch::of(seed) };
+            return alone(|| self.batch(&batch, account));
         }
         let batches = number("DEWAR_SEEDS").unwrap_or(usual).div_ceil(BATCH);
+        let at_root = batches * self.at_root;
         let next = AtomicU64::new(0);
         let work = || {
-            let take = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|batch| *batch < batches);
-            std::iter::from_fn(take).for_each(|batch| self.batch(&Batch::number(batch), account));
+            let take = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|n| *n < batches + at_root);
+            let batch = |n| if n < batches { Batch::number(n) } else { Batch::at_root(n - batches) };
+            std::iter::from_fn(take).for_each(|n| self.batch(&batch(n), account));
         };
         std::thread::scope(|scope| {
             let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(|| alone(work))).collect();
@@ -264,7 +290,10 @@ impl Hunt<'_> {
     }
 
     fn report(&self, batch: &Batch, plan: &Plan, applier: &Applier, bad: &[&Difference]) -> String {
-        let top_of = |path: &[u8]| path.split(|&b| b == b'/').next().unwrap_or_default().to_vec();
+        let top_of = |path: &[u8]| match batch.is_root {
+            true => Vec::new(),
+            false => path.split(|&b| b == b'/').next().unwrap_or_default().to_vec(),
+        };
         let seeds: BTreeSet<Vec<u8>> = bad.iter().map(|difference| top_of(&difference.path)).collect();
         let shown: Vec<String> = bad.iter().take(20).map(ToString::to_string).collect();
         let mut text = format!(
@@ -280,8 +309,7 @@ impl Hunt<'_> {
         let attribute = bad.iter().find(|d| top_of(&d.path) == name.as_bytes()).map(|d| d.attribute.clone());
         let attribute = attribute.unwrap_or_default();
         let (ops, left) = self.least(batch.flavour, name, ops.clone(), applier, &attribute);
-        let number: u64 = name[1..].parse().unwrap_or_default();
-        text += &format!("again: DEWAR_SEED={number}; the least that shows it:\n");
+        text += &format!("again: {}; the least that shows it:\n", batch.again(name));
         for (layer, ops) in ops.iter().enumerate() {
             ops.iter().for_each(|op| text += &format!("  layer {layer}: {op:?}\n"));
         }

@@ -10,15 +10,18 @@
 //! DEWAR_SEED=4711 cargo test --test it random      # one seed again, alone
 //! ```
 
+#[allow(dead_code, reason = "shared with tests/live")]
 mod hunt;
+#[allow(dead_code, reason = "shared with tests/live")]
 mod ops;
 mod view;
+#[allow(dead_code, reason = "shared with tests/live")]
 mod world;
 
 use std::{io::Write, sync::Mutex};
 
-use hunt::{Account, Applier, Hunt, Known, SPLIT, is_now};
-use world::{BSD_TAR, GNU_TAR, World};
+use hunt::{Account, Applier, Batch, Hunt, Known, SPLIT, is_now};
+use world::{BSD_TAR, GNU_TAR, UNMARKED, World, alone};
 
 use dewar::tree::Summary;
 
@@ -54,8 +57,7 @@ fn mirrored(time: Option<&str>) -> Option<String> {
     (secs < 0 && nanos > 0).then(|| format!("{}+{:09}", secs + 1, 1_000_000_000 - nanos))
 }
 
-/// Hunts, and prints the account past the test runner, which keeps to itself what a passing test prints.
-fn hunt(write: fn(&World) -> (Vec<u8>, Summary), seeds: u64) {
+fn hunt_with(write: fn(&World) -> (Vec<u8>, Summary), act: impl FnOnce(&Hunt, &Mutex<Account>)) {
     if !can_mount() {
         return;
     }
@@ -64,20 +66,27 @@ fn hunt(write: fn(&World) -> (Vec<u8>, Summary), seeds: u64) {
         Applier { name: "GNU tar over a copy", apply: &|world, layer| world.unpacked(&GNU_TAR, layer), known: GNU },
         Applier { name: "bsdtar over a copy", apply: &|world, layer| world.unpacked(&BSD_TAR, layer), known: BSD },
     ];
-    // A name that a layer cannot hold is in no image either.
-    let keep_below = |op: &ops::Op| !op.makes_layers_mark();
-    let hunt = Hunt { appliers: &appliers, keep_below, write, patience: 400 };
+    let keep_below = |op: &ops::Op| !op.is_beyond_layers();
     let account = Mutex::new(Account::default());
-    hunt.run(seeds, 2, &account);
+    act(&Hunt { appliers: &appliers, keep_below, write, at_root: 4, patience: 400 }, &account);
+    // Past the test runner, which keeps to itself what a passing test prints.
     let _ = write!(std::io::stderr(), "{}", account.lock().unwrap().table());
 }
 
 #[test]
 fn what_an_upperdir_holds_comes_back() {
-    hunt(World::write, 800);
+    hunt_with(World::write, |hunt, account| hunt.run(600, 2, account));
 }
 
 #[test]
 fn what_two_trees_tell_comes_back() {
-    hunt(World::write_by_trees, 400);
+    hunt_with(World::write_by_trees, |hunt, account| hunt.run(200, 2, account));
+}
+
+#[test]
+#[ignore = "a fault: Linux takes such a file for a deletion whatever its directory says, `Marks::is_whiteout` does not"]
+fn an_attribute_whiteout_in_an_unmarked_directory_deletes() {
+    hunt_with(World::write, |hunt, account| {
+        (0..4).for_each(|n| alone(|| hunt.batch(&Batch::number(n).with(&UNMARKED), account)));
+    });
 }

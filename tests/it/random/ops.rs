@@ -250,6 +250,7 @@ impl Dice {
             95 | 96 => Op::Exchange(path, self.path()),
             97 => Op::RenameWhiteout(path, self.path()),
             98 if self.roll(20) == 0 => Op::Mapped(path),
+            98 if self.roll(8) == 0 => Op::Deep(path, 1 + self.roll(30)),
             _ => Op::Unlink(path),
         }
     }
@@ -266,12 +267,13 @@ impl Op {
     /// False for what a plain tar of the result would not bring back, whoever makes or unpacks it.
     pub fn is_plain(&self) -> bool {
         let text = format!("{self:?}");
-        !["Socket", ".wh.", "trusted.", "user.a=b", ".overlay."].iter().any(|word| text.contains(word))
+        let words = ["Socket", "trusted.", "user.a=b", ".overlay."];
+        !self.is_beyond_layers() && !words.iter().any(|word| text.contains(word))
     }
 
-    /// True for a name that no image has: its layers could not hold it.
-    pub fn makes_layers_mark(&self) -> bool {
-        format!("{self:?}").contains(".wh.")
+    /// True for what no image has: its layers could not hold it.
+    pub fn is_beyond_layers(&self) -> bool {
+        matches!(self, Self::Deep(..)) || format!("{self:?}").contains(".wh.")
     }
 
     /// True for what would be a mark of overlay's if it were not done through overlay.

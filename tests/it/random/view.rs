@@ -86,7 +86,7 @@ impl View {
                     let removed = names.filter_map(|(_, entry)| entry.remove(&key)).count();
                     assert!(removed > 0, "{left}: it was not there");
                 }
-                Why::Socket | Why::WhiteoutName => drop(gone.insert(left.path.as_slice())),
+                Why::Socket | Why::WhiteoutName | Why::PathTooLong(_) => drop(gone.insert(left.path.as_slice())),
                 _ => panic!("{left}"),
             }
         }
@@ -99,16 +99,6 @@ impl View {
         self.entries.values_mut().for_each(|entry| drop(entry.remove("names")));
         self.join_names();
         self
-    }
-
-    /// Only what is below `top`, and that itself.
-    pub fn below(&self, top: &str) -> Self {
-        let prefix = format!("{top}/");
-        let is_below = |path: &[u8]| path == top.as_bytes() || path.starts_with(prefix.as_bytes());
-        let mut view = self.clone();
-        view.entries.retain(|path, _| is_below(path));
-        view.inodes.retain(|path, _| is_below(path));
-        view
     }
 
     /// Every attribute in which `restored` is not as it should be.

@@ -21,7 +21,7 @@ use nix::{
 use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags};
 
 use super::{
-    ops::{Dice, Op, is_whiteout_device},
+    ops::{Op, is_whiteout_device},
     view::{View, xattrs},
 };
 
@@ -35,12 +35,22 @@ pub struct Flavour {
     upper: &'static str,
     /// `trusted` or `user`.
     marks: &'static str,
-    /// Whiteouts become empty files with an attribute, as composefs writes them; no kernel does.
-    has_attribute_whiteouts: bool,
+    /// Some whiteouts become empty files with an attribute, as composefs writes them; no kernel does.
+    attribute_whiteouts: Whiteouts,
+}
+
+/// Where whiteouts become attributes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whiteouts {
+    Devices,
+    /// In every layer, and their directory is marked for it, as the kernel's documentation asks.
+    Marked,
+    /// In the last layer, and their directory is not marked.
+    Unmarked,
 }
 
 const fn flavour(name: &'static str, lower: &'static str, upper: &'static str) -> Flavour {
-    Flavour { name, lower, upper, marks: "trusted", has_attribute_whiteouts: false }
+    Flavour { name, lower, upper, marks: "trusted", attribute_whiteouts: Whiteouts::Devices }
 }
 
 pub const FLAVOURS: [Flavour; 8] = [
@@ -54,9 +64,9 @@ pub const FLAVOURS: [Flavour; 8] = [
     // Directories were renamed below, but cannot be any more.
     flavour("follow", "index=off,redirect_dir=on", "index=off,redirect_dir=follow"),
     flavour("xino, nofollow", "index=off,xino=on,redirect_dir=nofollow", "index=off,xino=on,redirect_dir=nofollow"),
-    Flavour { has_attribute_whiteouts: true, ..flavour("attribute whiteouts", "index=off", "index=off") },
+    Flavour { attribute_whiteouts: Whiteouts::Marked, ..flavour("attribute whiteouts", "index=off", "index=off") },
     Flavour {
-        has_attribute_whiteouts: true,
+        attribute_whiteouts: Whiteouts::Marked,
         ..flavour(
             "attribute whiteouts, metacopy",
             "index=off,redirect_dir=on,metacopy=on",
@@ -64,6 +74,12 @@ pub const FLAVOURS: [Flavour; 8] = [
         )
     },
 ];
+
+/// The kernel lists such a deletion, and finds nothing there.
+pub const UNMARKED: Flavour = Flavour {
+    attribute_whiteouts: Whiteouts::Unmarked,
+    ..flavour("attribute whiteouts, unmarked", "index=off", "index=off")
+};
 
 /// What is to be done where: a directory of the seed's own (or the root itself), and its changes layer by layer.
 pub type Plan = Vec<(String, Vec<Vec<Op>>)>;
@@ -144,6 +160,9 @@ impl World {
 
     fn layer(&mut self, plan: &Plan, layer: usize, is_last: bool) {
         let [fs, work] = self.new_dirs(&layer.to_string());
+        if layer > 0 {
+            copy_owner(&self.lowers_of(layer)[0], &fs);
+        }
         let options = if is_last { self.flavour.upper } else { self.flavour.lower };
         let mounted = (layer > 0).then(|| self.mount(&self.lowers_of(layer), &fs, &work, options));
         let root = mounted.as_ref().map_or(fs.as_path(), Mounted::path);
@@ -158,9 +177,9 @@ impl World {
             self.done += ops.iter().filter(may_be).filter(|op| op.perform(&dir).is_ok()).count();
         }
         drop(mounted);
-        if self.flavour.has_attribute_whiteouts {
-            let mut dice = Dice(layer as u64);
-            self.with_attribute_whiteouts(&fs, &mut dice);
+        let is_marked = self.flavour.attribute_whiteouts == Whiteouts::Marked;
+        if is_marked || is_last && self.flavour.attribute_whiteouts == Whiteouts::Unmarked {
+            self.with_attribute_whiteouts(&fs);
         }
         self.layers += 1;
     }
@@ -176,18 +195,18 @@ impl World {
         dirs
     }
 
-    /// Some of the whiteouts in some of the directories.
-    fn with_attribute_whiteouts(&self, dir: &Path, dice: &mut Dice) {
-        let is_converted = dice.roll(3) > 0;
-        let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        names.sort_unstable();
+    /// Two of three whiteouts, always the same.
+    fn with_attribute_whiteouts(&self, dir: &Path) {
+        // What is too deep stays as it is.
+        let Ok(entries) = fs::read_dir(dir) else { return };
         let mut is_marked = false;
-        for name in names {
-            let path = dir.join(name);
-            let meta = fs::symlink_metadata(&path).unwrap();
+        for name in entries.map(|entry| entry.unwrap().file_name()) {
+            let path = dir.join(&name);
+            let Ok(meta) = fs::symlink_metadata(&path) else { continue };
+            let sum: usize = name.as_bytes().iter().map(|b| usize::from(*b)).sum();
             if meta.is_dir() {
-                self.with_attribute_whiteouts(&path, dice);
-            } else if is_converted && is_whiteout_device(&meta) && dice.roll(4) > 0 {
+                self.with_attribute_whiteouts(&path);
+            } else if is_whiteout_device(&meta) && !sum.is_multiple_of(3) {
                 fs::remove_file(&path).unwrap();
                 fs::write(&path, "").unwrap();
                 set_xattr(&path, &self.mark("whiteout"), b"y").unwrap();
@@ -195,7 +214,10 @@ impl World {
             }
         }
         let opaque = self.mark("opaque").into_bytes();
-        if is_marked && !xattrs(dir).unwrap().iter().any(|(name, _)| *name == opaque) {
+        if is_marked
+            && self.flavour.attribute_whiteouts == Whiteouts::Marked
+            && !xattrs(dir).unwrap().iter().any(|(name, _)| *name == opaque)
+        {
             set_xattr(dir, &self.mark("opaque"), b"x").unwrap();
         }
     }
@@ -266,7 +288,7 @@ impl World {
     pub fn base(&self) -> Mounted {
         let name = tempfile::tempdir_in(&self.root).unwrap().keep();
         let [upper, work] = self.new_dirs(name.file_name().unwrap().to_str().unwrap());
-        copy_metadata(&self.lowers()[0], &upper);
+        copy_owner(&self.lowers()[0], &upper);
         self.mount(&self.lowers(), &upper, &work, self.flavour.upper)
     }
 
@@ -285,7 +307,7 @@ impl World {
     pub fn overlaid(&self, layer: &[u8]) -> View {
         let name = tempfile::tempdir_in(&self.root).unwrap().keep();
         let [upper, work] = self.new_dirs(name.file_name().unwrap().to_str().unwrap());
-        copy_metadata(&self.lowers()[0], &upper);
+        copy_owner(&self.lowers()[0], &upper);
         for name in names_in(layer) {
             self.apply_mark(&upper, &name);
         }
@@ -406,16 +428,10 @@ pub fn tar_of(dir: &Path, out: fs::File) -> io::Result<()> {
     Ok(())
 }
 
-fn copy_metadata(from: &Path, to: &Path) {
+/// All that containerd copies to the root of a new snapshot.
+fn copy_owner(from: &Path, to: &Path) {
     let meta = fs::metadata(from).unwrap();
     std::os::unix::fs::chown(to, Some(meta.uid()), Some(meta.gid())).unwrap();
-    fs::set_permissions(to, meta.permissions()).unwrap();
-    for (name, value) in xattrs(from).unwrap() {
-        let name = String::from_utf8(name).unwrap();
-        if !name.contains(".overlay.") {
-            set_xattr(to, &name, &value).unwrap();
-        }
-    }
 }
 
 fn set_xattr(path: &Path, name: &str, value: &[u8]) -> rustix::io::Result<()> {
