@@ -59,11 +59,14 @@ impl Images<'_> {
 
     fn by_containerd(&self, snapshotter: &str, world: &World, layer: &[u8]) -> View {
         let n = self.number(world, layer);
-        self.lab.sh(&format!(
+        let printed = self.lab.sh(&format!(
             "tar -C /tmp/random-{n} -cf - . | ctr images import --no-unpack -
              mkdir -p /tmp/mounted
-             ctr images mount --snapshotter {snapshotter} localhost/random:{n} /tmp/mounted"
+             ctr images mount --snapshotter {snapshotter} localhost/random:{n} /tmp/mounted
+             findmnt --noheadings --output FSTYPE /tmp/mounted"
         ));
+        // ctr 1.6 takes its default snapshotter whatever it is told.
+        assert_eq!(printed.lines().last() == Some("overlay"), snapshotter == "overlayfs", "{printed}");
         let view = View::of(&self.path("/tmp/mounted"));
         self.lab.sh(&format!("ctr images unmount --rm --snapshotter {snapshotter} /tmp/mounted; ctr images rm --sync localhost/random:{n}"));
         view
@@ -176,29 +179,22 @@ const UMOCI: &[Known] = &[
     },
 ];
 
-/// Hunts, and prints the account past the test runner, which keeps to itself what a passing test prints.
-fn hunt(containerd: Containerd, batches: u64, with_umoci: bool) {
+/// Hunts with so many of the unpackers, and prints the account past the test runner, which keeps to itself what a passing test prints.
+fn hunt(containerd: Containerd, batches: u64, unpackers: usize) {
     let Some(lab) = Lab::start(containerd, Cgroup::V1) else { return };
     lab.start_containerd();
     let images = Images { lab: &lab, made: Mutex::default() };
-    let mut appliers = vec![
-        Applier {
-            name: "containerd, overlayfs",
-            apply: &|world, layer| images.by_containerd("overlayfs", world, layer),
-            known: OVERLAYFS,
-        },
-        Applier {
-            name: "containerd, native",
-            apply: &|world, layer| images.by_containerd("native", world, layer),
-            known: NATIVE,
-        },
-    ];
+    let overlayfs = |world: &World, layer: &[u8]| images.by_containerd("overlayfs", world, layer);
+    let native = |world: &World, layer: &[u8]| images.by_containerd("native", world, layer);
     let umoci = |world: &World, layer: &[u8]| images.by_umoci(world, layer);
-    if with_umoci {
-        appliers.push(Applier { name: "umoci", apply: &umoci, known: UMOCI });
-    }
+    let all = [
+        Applier { name: "containerd, overlayfs", apply: &overlayfs, known: OVERLAYFS },
+        Applier { name: "containerd, native", apply: &native, known: NATIVE },
+        Applier { name: "umoci", apply: &umoci, known: UMOCI },
+    ];
+    let appliers = &all[..unpackers];
     let keep_below = ops::Op::is_plain;
-    let hunt = Hunt { appliers: &appliers, keep_below, write: World::write, at_root: 0, patience: 60 };
+    let hunt = Hunt { appliers, keep_below, write: World::write, at_root: 0, patience: 60 };
     let account = Mutex::new(Account::default());
     hunt.run(batches * hunt::BATCH, 1, &account);
     let _ = write!(std::io::stderr(), "{containerd:?}: {}", account.lock().unwrap().table());
@@ -206,15 +202,15 @@ fn hunt(containerd: Containerd, batches: u64, with_umoci: bool) {
 
 #[test]
 fn random_changes_come_back_by_containerd_2_1_and_umoci() {
-    hunt(Containerd::V2_1, 8, true);
+    hunt(Containerd::V2_1, 6, 3);
 }
 
 #[test]
 fn random_changes_come_back_by_containerd_1_7() {
-    hunt(Containerd::V1_7, 2, false);
+    hunt(Containerd::V1_7, 2, 2);
 }
 
 #[test]
 fn random_changes_come_back_by_containerd_1_6() {
-    hunt(Containerd::V1_6, 2, false);
+    hunt(Containerd::V1_6, 2, 1);
 }

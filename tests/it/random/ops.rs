@@ -305,7 +305,7 @@ impl Op {
                 place.writable()?.write_all_at(&bytes, 0)
             }
             Self::WriteAt(path, offset, bytes) => at(path)?.writable()?.write_all_at(&bytes.make(), *offset),
-            Self::Mapped(path) => mapped(&at(path)?.file()?),
+            Self::Mapped(path) => mapped(at(path)?.file()?),
             Self::Truncate(path, len) => at(path)?.writable()?.set_len(*len),
             Self::PunchHole(path, offset, len) => {
                 let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
