@@ -20,6 +20,8 @@ mod layout;
 mod ls;
 /// A real overlay of the kernel, what it shows, and unpackers that are not ours.
 mod overlay;
+/// Random changes to a real overlay: the layer, unpacked by others, shows what the kernel showed.
+mod random;
 /// Every command of README.md that needs no live node.
 mod readme;
 /// Images whose blobs are gone are made again from their snapshots.

@@ -10,6 +10,7 @@ mod harness; // Lab: an instance of the lab, as tests see it
 mod killed; // killed at any instant, the container runs again
 mod lab; // the lab proves itself: stock tools make the round trip, nothing survives an instance
 mod pod; // a pod, run by CRI without a kubelet
+mod random; // random changes to a file system, unpacked by containerd and umoci
 mod rebuild; // images whose layers are gone are made again from their snapshots
 mod refusal; // what stands in the way is said, and the rest comes home
 mod tools; // other people's tools open what is written, and show the same files
