@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeSet, io, path::PathBuf, rc::Rc};
 
-use super::marks::{Mark, Marks, Opacity};
+use super::marks::{Mark, Marks};
 use crate::tree::{Kind, Node, Packer};
 
 /// Beyond so many descriptors the merged directories farthest above are let go; they are looked up again when needed.
@@ -218,9 +218,8 @@ impl<'a> Search<'a> {
         let mut at: Option<Node> = None;
         for (i, part) in parts.iter().enumerate() {
             let dir = at.as_ref().unwrap_or(base);
-            let within = self.marks.opacity(dir)?;
             let Some(node) = child(dir, part)? else { return Ok(None) };
-            if !self.step(&node, within, &parts, i)? {
+            if !self.step(&node, &parts, i)? {
                 return Ok(None);
             }
             at = Some(node);
@@ -229,7 +228,7 @@ impl<'a> Search<'a> {
     }
 
     /// Judges `node`, met as component `i`: false if the search ends before it.
-    fn step(&mut self, node: &Node, within: Opacity, parts: &[&[u8]], i: usize) -> io::Result<bool> {
+    fn step(&mut self, node: &Node, parts: &[&[u8]], i: usize) -> io::Result<bool> {
         let is_last = i + 1 == parts.len();
         let is_dir = node.meta.kind == Kind::Directory;
         let is_unwanted = match self.want {
@@ -237,7 +236,7 @@ impl<'a> Search<'a> {
             Want::Directory => !is_dir,
             _ => !is_dir && !is_last,
         };
-        if is_unwanted || self.marks.is_whiteout(node, within)? {
+        if is_unwanted || self.marks.is_whiteout(node)? {
             self.is_over = true;
             return Ok(false);
         }
@@ -253,7 +252,7 @@ impl<'a> Search<'a> {
         if is_last {
             self.want = Want::Directory;
         }
-        let is_opaque = self.marks.opacity(node)? == Opacity::Opaque;
+        let is_opaque = self.marks.is_opaque(node)?;
         self.is_over |= is_opaque;
         Ok(!is_opaque)
     }

@@ -33,22 +33,18 @@ impl Marks {
         node.xattr(format!("{prefix}{}", mark.name()).as_bytes())
     }
 
-    /// What the directory `node` says of the layers below it.
-    pub fn opacity(self, node: &Node) -> io::Result<Opacity> {
-        Ok(match self.value(node, Mark::Opaque)?.as_deref() {
-            Some(b"y") => Opacity::Opaque,
-            Some(b"x") => Opacity::Whiteouts,
-            _ => Opacity::Clear,
-        })
+    /// True if the directory `node` hides what the layers below have in it. Another value than `y` does not: `x` says that
+    /// listings must look for deletions that are attributes.
+    pub fn is_opaque(self, node: &Node) -> io::Result<bool> {
+        Ok(self.value(node, Mark::Opaque)?.as_deref() == Some(b"y"))
     }
 
-    /// True if `node`, in a directory of this opacity, says that its name is deleted.
-    pub fn is_whiteout(self, node: &Node, within: Opacity) -> io::Result<bool> {
+    /// True if `node` says that its name is deleted. An empty file with the attribute does so whatever its directory says:
+    /// that is asked only when names are listed (fs/overlayfs/util.c, `ovl_path_is_whiteout`).
+    pub fn is_whiteout(self, node: &Node) -> io::Result<bool> {
         Ok(match node.meta.kind {
             Kind::Char => node.meta.device == (0, 0),
-            Kind::File if within == Opacity::Whiteouts && node.meta.size == 0 => {
-                self.value(node, Mark::Whiteout)?.is_some()
-            }
+            Kind::File if node.meta.size == 0 => self.value(node, Mark::Whiteout)?.is_some(),
             _ => false,
         })
     }
@@ -57,7 +53,7 @@ impl Marks {
 /// One of overlay's attributes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mark {
-    /// See [`Opacity`].
+    /// `y`: the layers below do not show through this directory.
     Opaque,
     /// Where the layers below have this directory, or this file's data: a name beside it, or a path from the root.
     Redirect,
@@ -76,15 +72,4 @@ impl Mark {
             Self::Whiteout => "whiteout",
         }
     }
-}
-
-/// What a directory's `opaque` attribute says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Opacity {
-    /// Nothing: the layers below show through.
-    Clear,
-    /// `y`: they do not.
-    Opaque,
-    /// `x`: they do, and deletions may be empty files with an attribute.
-    Whiteouts,
 }

@@ -9,7 +9,7 @@ use std::{
 use super::{
     MARK, OPAQUE_MARK,
     lower::{Link, Lowers},
-    marks::{Mark, Marks, Opacity},
+    marks::{Mark, Marks},
     refuse, root_entry,
 };
 use crate::{
@@ -26,8 +26,6 @@ struct Place {
     is_whole: bool,
     /// What the image has at this very place.
     image: Image,
-    /// The mark of the directory in the upperdir.
-    opacity: Opacity,
 }
 
 impl Place {
@@ -75,8 +73,7 @@ pub fn pack(upper: &Path, lowers: &[PathBuf], ids: Option<&Arc<IdMap>>, packer: 
         root_entry(&root, below, packer)?;
     }
     let Some((dir, names)) = plain::list(packer, b"", &root) else { return Ok(()) };
-    let opacity = marks.opacity(&root).at("read the attributes of", upper)?;
-    let steps = Steps::begin(dir, names, Place { is_whole: false, image: Image::Shown, opacity });
+    let steps = Steps::begin(dir, names, Place { is_whole: false, image: Image::Shown });
     Walk { root: root.meta, marks, merged, image, steps, packer }.run()
 }
 
@@ -124,7 +121,7 @@ impl Walk<'_, '_> {
 
     /// False if it is not in the layer.
     fn upper_entry(&mut self, name: &[u8], path: &[u8], node: &Node, place: Place) -> Result<bool, Failed> {
-        if self.marks.is_whiteout(node, place.opacity)? {
+        if self.marks.is_whiteout(node)? {
             self.delete(name, path, Some(node), place)?;
             return Ok(true);
         }
@@ -169,8 +166,7 @@ impl Walk<'_, '_> {
     }
 
     fn directory(&mut self, name: &[u8], path: &[u8], node: &Node, place: Place) -> Result<(), Failed> {
-        let opacity = self.marks.opacity(node)?;
-        let is_opaque = opacity == Opacity::Opaque;
+        let is_opaque = self.marks.is_opaque(node)?;
         let redirect = if is_opaque { None } else { self.marks.value(node, Mark::Redirect)? };
         self.packer.entry_over(path, node, node, || self.image.may_have(name))?;
         if !node.meta.is_on_mount_of(&self.root) {
@@ -185,12 +181,7 @@ impl Walk<'_, '_> {
         };
         let is_whole = redirect.is_some() || place.is_whole && !is_opaque;
         let listed = plain::list(self.packer, path, node);
-        self.enter(
-            Link { name: name.to_vec(), is_opaque, redirect },
-            path,
-            listed,
-            Place { is_whole, image, opacity },
-        )?;
+        self.enter(Link { name: name.to_vec(), is_opaque, redirect }, path, listed, Place { is_whole, image })?;
         Ok(())
     }
 
@@ -242,7 +233,7 @@ impl Walk<'_, '_> {
                 _ => Image::Gone,
             };
             let link = Link { name: name.to_vec(), is_opaque: false, redirect: None };
-            self.enter(link, path, None, Place { opacity: Opacity::Clear, image, ..place })?;
+            self.enter(link, path, None, Place { image, ..place })?;
         }
         Ok(is_written)
     }

@@ -84,7 +84,6 @@ fn what_two_trees_tell_comes_back() {
 }
 
 #[test]
-#[ignore = "a fault: Linux takes such a file for a deletion whatever its directory says, `Marks::is_whiteout` does not"]
 fn an_attribute_whiteout_in_an_unmarked_directory_deletes() {
     hunt_with(World::write, |hunt, account| {
         (0..4).for_each(|n| alone(|| hunt.batch(&Batch::number(n).with(&UNMARKED), account)));
