@@ -174,7 +174,7 @@ fn what_lies_over_a_mount_is_not_taken_for_it() {
         run(&lab, "web", "echo true > /scratch/f", &mounts(&all));
         lab.kill_containerd();
         // The source moves, so that no path of the spec leads to it; another file system is covered and gone from the host.
-        lab.sh("mv /srv/covered /srv/elsewhere; umount /srv/mem");
+        lab.sh("mv /srv/covered /srv/elsewhere; umount -l /srv/mem");
         lab.ask(
             "web",
             &["/bin/sh", "-c", "for d in /covered /up /mem /scratch; do mount -t tmpfs wrong $d; echo wrong > $d/f; done; umount -l /gone; mount --bind /again /again"],
