@@ -15,7 +15,9 @@ pub struct AnyPath {
 impl AnyPath {
     /// The path `/<relative>`, as a process in the container would say it.
     pub fn from_root(relative: &[u8]) -> Self {
-        Self::from([b"/", relative].concat())
+        // The root itself stands in a layer as `.`.
+        let below = if relative == b"." { &[] } else { relative };
+        Self::from([b"/", below].concat())
     }
 
     /// The very bytes; `None` if the hex is none.
@@ -48,7 +50,7 @@ mod tests {
     fn a_name_of_any_bytes_is_readable_and_exact() {
         let told = |path: &str, hex: Option<&str>| AnyPath { path: path.into(), path_hex: hex.map(str::to_owned) };
         assert_eq!(AnyPath::from_root("etc/ü\n".as_bytes()), told("/etc/ü\n", None));
-        assert_eq!(AnyPath::from_root(b""), told("/", None));
+        assert_eq!((AnyPath::from_root(b""), AnyPath::from_root(b".")), (told("/", None), told("/", None)));
         assert_eq!(AnyPath::from_root("ü\u{1}".as_bytes()).path_hex, None);
         assert_eq!(AnyPath::from(b"a\xff".to_vec()).to_bytes().unwrap(), b"a\xff");
         assert_eq!(AnyPath::from(b"a\xff\xc3\xbc".to_vec()), told("a\\xffü", Some("61ffc3bc")));

@@ -154,30 +154,40 @@ pub(super) fn rebuild(image: &Incomplete<'_>, snapshots: &[Committed], staging: 
 
 /// The same image as an earlier run into this layout made it, if it is `known` there: a search is long, and containers of
 /// one image are many.
+///
+/// The layout may be anybody's, so nothing in it is believed: only an exact image is taken, whose config is the original,
+/// whose other layers are the original's, and each of whose layers made again unpacks to its recorded diff id.
 pub(super) fn known(image: &Incomplete<'_>, known: &Descriptor, staging: &Staging) -> Option<Made> {
-    let document = |of: &Descriptor| staging.read_blob(&of.digest).ok().filter(|bytes| Digest::of(bytes) == of.digest);
-    let bytes = document(known)?;
-    let annotations = serde_json::from_slice::<Value>(&bytes).ok()?.get("annotations")?.clone();
-    let lacks_config = annotations.get(names::CONFIG_RECREATED).is_some();
-    if annotations.get(names::IMAGE_ORIGINAL)?.as_str()? != image.target.digest.to_string()
-        || lacks_config == image.local.is_some()
+    let local = image.local?;
+    let bytes = staging.landed_document(&known.digest).ok().filter(|bytes| Digest::of(bytes) == known.digest)?;
+    let manifest: Manifest = serde_json::from_slice(&bytes).ok()?;
+    let diff_ids = parsed::<Config>(&local.config).ok()?.rootfs.diff_ids;
+    let old = &local.manifest.layers;
+    if manifest.config.digest != Digest::of(&local.config)
+        || manifest.layers.len() != old.len()
+        || diff_ids.len() != old.len()
     {
         return None;
     }
-    let manifest: Manifest = serde_json::from_slice(&bytes).ok()?;
-    let config = document(&manifest.config)?;
-    let is_whole = manifest.layers.iter().all(|layer| staging.has(&layer.digest, layer.size));
-    let layers = manifest.layers.iter().enumerate().filter_map(|(place, layer)| {
-        layer.annotations.get(names::LAYER_RECREATED)?;
-        let original = layer.annotations.get(names::LAYER_ORIGINAL).and_then(|digest| digest.parse().ok());
-        let writer = layer.annotations.get(names::LAYER_WRITER);
-        let writer = writer.and_then(|name| STYLES.iter().map(|style| style.writer).find(|writer| writer == name));
-        Some(Layer { place, original, writer, lost: Vec::new() })
-    });
-    let chain = image.local.and_then(|local| super::chain_of(&parsed::<Config>(&local.config).ok()?.rootfs.diff_ids));
-    let recreated = Recreated { original: image.target.clone(), chain, layers: layers.collect(), lacks_config };
+    let mut layers = Vec::new();
+    for (place, layer) in manifest.layers.iter().enumerate() {
+        if !image.lacking.contains(&place) {
+            if layer.digest != old[place].digest {
+                return None;
+            }
+            continue;
+        }
+        if !staging.has(&layer.digest, layer.size) || staging.landed_diff_id(&layer.digest).ok()? != diff_ids[place] {
+            return None;
+        }
+        let writer = layer.annotations.get(names::LAYER_WRITER)?;
+        let writer = STYLES.iter().map(|style| style.writer).find(|known| known == writer)?;
+        layers.push(Layer { place, original: Some(old[place].digest), writer: Some(writer), lost: Vec::new() });
+    }
+    let chain = super::chain_of(&diff_ids);
+    let recreated = Recreated { original: image.target.clone(), chain, layers, lacks_config: false };
     let target = Descriptor::new(&known.media_type, known.digest, known.size);
-    is_whole.then_some(Made { target, local: Local { manifest, config }, recreated })
+    Some(Made { target, local: Local { manifest, config: local.config.clone() }, recreated })
 }
 
 /// The documents are there: layers that are gone are replaced, everything else stays.
@@ -452,7 +462,7 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::layout::Layout;
+    use crate::{layout::Layout, pax};
 
     /// A layer that was stored as a plain tar is its own blob again: the original image is whole, and nothing is replaced.
     #[test]
@@ -483,6 +493,30 @@ mod tests {
             assert_eq!(made.target == target, is_same);
             assert_eq!(staging.has(&digest, size), is_same);
             assert_eq!(made.local.config, local.config, "the config stays whatever the blobs");
+        }
+    }
+
+    /// Whoever wrote the layout may have put another layer under the image's name.
+    #[test]
+    fn an_image_of_the_layout_is_taken_only_if_it_unpacks_to_what_is_recorded() {
+        let temp = tempfile::tempdir().unwrap();
+        let layout = Layout::open_or_create(&temp.path().join("layout")).unwrap();
+        let tar = pax::END;
+        let config = serde_json::to_vec(&json!({"rootfs": {"diff_ids": [Digest::of(&tar)]}})).unwrap();
+        let described = Descriptor::new(names::CONFIG, Digest::of(&config), config.len() as u64);
+        let layers = vec![Descriptor::new(names::LAYER_GZIP, Digest::of(b"gone"), 4)];
+        let local = Local { manifest: Manifest { config: described.clone(), layers, subject: None }, config };
+        let target = Descriptor::new(names::MANIFEST, Digest::of(b"target"), 6);
+        let image = Incomplete { target: &target, has_target: false, local: Some(&local), lacking: &[0] };
+        for (content, is_taken) in [(&tar[..], true), (&[0; 1536], false)] {
+            let staging = layout.stage().unwrap();
+            let Blob { digest, size } = staging.blob_of(content).unwrap();
+            let layer = Descriptor::new(names::LAYER_TAR, digest, size).with(names::LAYER_WRITER, STYLES[0].writer);
+            let recreated =
+                Recreated { original: target.clone(), chain: None, layers: Vec::new(), lacks_config: false };
+            let made = finish(&image, local.config.clone(), vec![layer], recreated, &staging).unwrap();
+            layout.commit(&staging, std::slice::from_ref(&made.target)).unwrap();
+            assert_eq!(known(&image, &made.target, &layout.stage().unwrap()).is_some(), is_taken);
         }
     }
 

@@ -51,11 +51,9 @@ fn change(listed: &Listed) -> Change {
         (Some(_), true) => 'C',
         (Some(_), false) => 'A',
     };
-    // The root stands in a layer as `.`.
-    let path = if listed.path == b"." { b"" } else { listed.path };
     Change {
         change,
-        path: AnyPath::from_root(path),
+        path: AnyPath::from_root(listed.path),
         kind: listed.meta.map(|meta| meta.kind.name()),
         size: listed.meta.filter(|meta| meta.kind == Kind::File).map(|meta| meta.size),
         left_out: listed.left_out.map(Why::to_string),

@@ -9,7 +9,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{Blob, BlobWriter, Layout, private_dirs, read, sync_dir};
+use super::{Blob, BlobWriter, Layout, private_dirs, read, sync_dir, untar};
 use crate::{
     digest::Digest,
     error::{At, Result},
@@ -136,6 +136,16 @@ impl Staging {
         let staged = self.dir.path().join("blobs").join(digest.to_hex());
         let path = if staged.exists() { staged } else { self.layout.blob_path(digest) };
         fs::read(&path).at("read", path)
+    }
+
+    /// A small blob of the layout, which may be anybody's: bounded, and of a regular file only. Its digest is not checked.
+    pub fn landed_document(&self, digest: &Digest) -> Result<Vec<u8>> {
+        self.layout.document(digest)
+    }
+
+    /// What a tar of the layout unpacks to: its diff id, computed anew.
+    pub fn landed_diff_id(&self, digest: &Digest) -> Result<Digest> {
+        untar::walk(&self.layout.blob_path(digest), |_| Ok(()))
     }
 
     /// Moves every completed blob into the layout. The caller holds the layout's lock.

@@ -3,7 +3,8 @@
 //! Overlay keeps the changes apart, in the upperdir (`upper`); where an entry there stands for something in the layers
 //! below (a renamed directory, a file whose owner alone changed) it is looked up there (`lower`) by the kernel's rules
 //! (`marks`). Other snapshotters keep whole trees: the image's and the container's are compared (`walk`). A snapshot without
-//! a parent is a tree like any other. The same change gives the same layer either way.
+//! a parent is a tree like any other. The same change gives the same layer either way; only of a file with several names other
+//! names may be written, where that makes no difference, or keeps names one that moved along with a directory.
 //!
 //! ```text
 //! upperdir                             layer

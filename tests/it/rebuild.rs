@@ -120,17 +120,18 @@ fn the_original_survives_the_sweep_after_a_killed_run() {
     assert!(layout.join("blobs").join(original.replace(':', "/")).exists());
 }
 
-/// Many containers stand on one image: what one run has made, the next takes as it is, and says so again.
+/// A layout may be anybody's: what stands in it for the image is not believed.
 #[test]
-fn what_the_layout_has_is_not_made_again() {
+fn an_image_in_the_layout_is_shared_only_if_the_snapshots_still_make_it() {
     let (sandbox, _) = discarded();
     let first = sandbox.dewar(&["checkpoint", "web", "-o", "out", "--ref", "localhost/x:1"]).exits(1);
     let made = entry(&index(&sandbox.path("out")), IMAGE)["digest"].clone();
-    let snapshots = sandbox.root().join("io.containerd.snapshotter.v1.overlayfs/snapshots");
-    // Made anew it would be another, and refused.
-    fs::write(snapshots.join("1/fs/etc/added"), "later").unwrap();
     let second = sandbox.dewar(&["checkpoint", "web", "-o", "out", "--ref", "localhost/x:2"]).exits(1);
     assert_eq!(first.stderr, second.stderr);
+    let snapshots = sandbox.root().join("io.containerd.snapshotter.v1.overlayfs/snapshots");
+    fs::write(snapshots.join("1/fs/etc/added"), "later").unwrap();
+    let third = sandbox.dewar(&["checkpoint", "web", "-o", "out", "--ref", "localhost/x:3"]).exits(2);
+    assert!(third.stderr.contains("already has an image localhost/shop:1 with another digest"), "{}", third.stderr);
     assert_eq!(entry(&index(&sandbox.path("out")), IMAGE)["digest"], made);
     sandbox.dewar(&["verify", "out"]).exits(0);
 }

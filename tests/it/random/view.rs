@@ -75,18 +75,20 @@ impl View {
     pub fn without(mut self, summary: &Summary) -> Self {
         let mut gone = BTreeSet::new();
         for left in &summary.left_out {
+            // The root stands in a layer as `.`.
+            let path = if left.path == b"." { &b""[..] } else { &left.path };
             match &left.why {
                 Why::XattrName(name) | Why::XattrSize(name) => {
                     let key = format!("xattr {}", name.escape_ascii());
                     // Told once for a file, whatever its names.
-                    let inode = self.inodes.get(&left.path).copied();
+                    let inode = self.inodes.get(path).copied();
                     let is_same =
-                        |path: &[u8]| *path == left.path || inode.is_some() && self.inodes.get(path).copied() == inode;
+                        |other: &[u8]| other == path || inode.is_some() && self.inodes.get(other).copied() == inode;
                     let names = self.entries.iter_mut().filter(|(path, _)| is_same(path));
                     let removed = names.filter_map(|(_, entry)| entry.remove(&key)).count();
                     assert!(removed > 0, "{left}: it was not there");
                 }
-                Why::Socket | Why::WhiteoutName | Why::PathTooLong(_) => drop(gone.insert(left.path.as_slice())),
+                Why::Socket | Why::WhiteoutName | Why::PathTooLong(_) => drop(gone.insert(path)),
                 _ => panic!("{left}"),
             }
         }

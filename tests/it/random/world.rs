@@ -13,7 +13,11 @@ use std::{
     process::{Command, Stdio},
 };
 
-use dewar::{rw, snapshotter::RwLayer, tree::Summary};
+use dewar::{
+    rw,
+    snapshotter::RwLayer,
+    tree::{Summary, Why},
+};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
@@ -266,14 +270,27 @@ impl World {
     }
 
     /// The same change, found by comparing what the kernel shows with and without the last layer, as for snapshotters that keep
-    /// trees: it names nothing that the upperdir does not have.
+    /// trees: it names nothing that the upperdir does not have. Only where names of one file part, or where one moved along with
+    /// its directory, others of them may be written, with the directories on the way: either choice keeps or parts the same.
     pub fn write_by_trees(&self) -> (Vec<u8>, Summary) {
         let (base, active) = (self.base(), self.mounted());
         let trees = RwLayer::Trees { base: base.path().to_owned(), active: active.path().to_owned(), is_copy: false };
         let mut layer = Vec::new();
-        let summary = rw::write_layer(&trees, &mut layer).unwrap();
+        let mut summary = rw::write_layer(&trees, &mut layer).unwrap();
+        // Overlay itself lists deletions that are attributes in an unmarked directory, and finds nothing there.
+        let is_ghost = |path: &[u8]| {
+            let gone = |root: &Path| fs::symlink_metadata(root.join(OsStr::from_bytes(path))).is_err();
+            gone(base.path()) && gone(active.path())
+        };
+        summary.left_out.retain(|left| !matches!(left.why, Why::Unreadable(_)) || !is_ghost(&left.path));
         let names: BTreeSet<PathBuf> = names_in(&self.write().0).into_iter().collect();
-        let more: Vec<PathBuf> = names_in(&layer).into_iter().filter(|name| !names.contains(name)).collect();
+        let mut more: Vec<PathBuf> = names_in(&layer).into_iter().filter(|name| !names.contains(name)).collect();
+        let has_names = |name: &Path| {
+            let looks = [base.path(), active.path()].map(|root| fs::symlink_metadata(root.join(name)));
+            looks.into_iter().flatten().any(|meta| !meta.is_dir() && meta.nlink() > 1)
+        };
+        let linked: Vec<PathBuf> = more.iter().filter(|name| has_names(name)).cloned().collect();
+        more.retain(|name| !linked.iter().any(|file| file.starts_with(name)));
         assert!(more.is_empty(), "two trees differ where the upperdir has nothing: {more:?}");
         (layer, summary)
     }
