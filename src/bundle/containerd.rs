@@ -154,6 +154,7 @@ mod tests {
                 spec: b"spec".to_vec(),
                 labels: Default::default(),
                 created_at: None,
+                origin: Default::default(),
             },
             base: Some(base()),
             committed: Some(Descriptor::new(names::MANIFEST, Digest::of(b"committed"), 9)),

@@ -9,7 +9,7 @@ use std::{
 
 use clap::ValueEnum;
 use dewar::{
-    containerd::meta::{Container, MetaDb},
+    containerd::meta::Container,
     dump,
     error::{At, Error, Result},
     host::Host,
@@ -18,6 +18,8 @@ use dewar::{
     job::{
         checkpoint::{self, Memory, Options, Report},
         locate::{self, with_causes},
+        select,
+        store::Store,
     },
     layout::{Layout, archive},
     rw,
@@ -121,17 +123,17 @@ enum NetworkLock {
 }
 
 /// Checkpoints each container; one that fails does not keep the others back.
-pub fn run(args: &Args, mut host: Host, namespace: Option<&Namespace>, out: &mut dyn Write) -> Result<ExitCode> {
-    host.criu.clone_from(&args.criu.program);
+pub fn run(args: &Args, mut hosts: Vec<Host>, namespace: Option<&Namespace>, out: &mut dyn Write) -> Result<ExitCode> {
+    hosts.iter_mut().for_each(|host| host.criu.clone_from(&args.criu.program));
     let options = options(args)?;
-    let meta = MetaDb::read(&host)?;
-    let containers = containers(args, &meta, namespace)?;
+    let stores = super::open(hosts)?;
+    let containers = containers(args, &stores, namespace)?;
     let output = Output::open(&args.output)?;
     let mut reports = Vec::new();
     let mut worst = 0;
-    for container in containers {
+    for (store, container) in containers {
         let name = container.name.clone();
-        match one(&host, &meta, container, &output, &options, args.progress) {
+        match one(store, container, &output, &options, args.progress) {
             Ok(report) => {
                 report.notes.iter().chain(&report.findings).for_each(|f| render::warn(&format!("{name}: {f}")));
                 worst = worst.max(if report.findings.is_empty() { 0 } else { FINDINGS });
@@ -159,16 +161,15 @@ pub fn run(args: &Args, mut host: Host, namespace: Option<&Namespace>, out: &mut
 }
 
 fn one(
-    host: &Host,
-    meta: &MetaDb,
+    store: &Store,
     container: Container,
     output: &Output,
     options: &Options,
     mode: progress::Mode,
 ) -> Result<Report> {
     let progress = Progress::new(mode, &container.name.to_string());
-    let target = locate::locate(host, meta, container)?;
-    checkpoint::checkpoint(host, target, output.layout(), options, &|stage| progress.at(stage))
+    let target = locate::locate(store, container)?;
+    checkpoint::checkpoint(store, target, output.layout(), options, &|stage| progress.at(stage))
 }
 
 fn tell(args: &Args, reports: &[Report], out: &mut dyn Write) -> Result<()> {
@@ -178,18 +179,23 @@ fn tell(args: &Args, reports: &[Report], out: &mut dyn Write) -> Result<()> {
     reports.iter().try_for_each(|report| render::print(out, &report.digest))
 }
 
-fn containers(args: &Args, meta: &MetaDb, namespace: Option<&Namespace>) -> Result<Vec<Container>> {
+/// What was asked for, each with the store that has it.
+fn containers<'s>(
+    args: &Args,
+    stores: &'s [Store],
+    namespace: Option<&Namespace>,
+) -> Result<Vec<(&'s Store, Container)>> {
     if !args.all {
-        let found: Vec<Container> =
-            args.containers.iter().map(|wanted| locate::find(meta, namespace, wanted)).collect::<Result<_>>()?;
-        return Ok(found);
+        return args.containers.iter().map(|wanted| select::find(stores, namespace, wanted)).collect();
     }
     let mut all = Vec::new();
-    meta.for_each_container(|record| match record {
-        Ok(record) if namespace.is_none_or(|ns| *ns == record.name.namespace) => all.push(record),
-        Ok(_) => {}
-        Err(e) => render::warn(&with_causes(&e)),
-    })?;
+    for store in stores {
+        store.for_each_container(|record| match record {
+            Ok(record) if namespace.is_none_or(|ns| *ns == record.name.namespace) => all.push((store, record)),
+            Ok(_) => {}
+            Err(e) => render::warn(&with_causes(&e)),
+        })?;
+    }
     Ok(all)
 }
 

@@ -3,13 +3,12 @@
 use std::{io::Write, process::ExitCode};
 
 use dewar::{
-    containerd::meta::MetaDb,
     error::Result,
     host::Host,
     id::Namespace,
     job::{
         diff::{self, Change},
-        locate,
+        select,
     },
 };
 
@@ -26,11 +25,11 @@ pub struct Args {
 }
 
 /// Prints one line a change: `A`, `C` or `D`, the path, and what is there.
-pub fn run(args: &Args, host: &Host, namespace: Option<&Namespace>, out: &mut dyn Write) -> Result<ExitCode> {
-    let meta = MetaDb::read(host)?;
-    let container = locate::find(&meta, namespace, &args.container)?;
+pub fn run(args: &Args, hosts: Vec<Host>, namespace: Option<&Namespace>, out: &mut dyn Write) -> Result<ExitCode> {
+    let stores = super::open(hosts)?;
+    let (store, container) = select::find(&stores, namespace, &args.container)?;
     let mut all = Vec::new();
-    let findings = diff::diff(host, &meta, &container, &mut |change| {
+    let findings = diff::diff(store, &container, &mut |change| {
         if args.json {
             all.push(change);
             return Ok(());

@@ -23,8 +23,13 @@ pub struct Args {
 }
 
 /// Lists the containers; records that cannot be read are named on stderr.
-pub fn run(args: &Args, host: &Host, namespace: Option<&Namespace>, out: &mut dyn Write) -> Result<ExitCode> {
-    let (rows, errors) = list::list(host, namespace)?;
+pub fn run(args: &Args, hosts: Vec<Host>, namespace: Option<&Namespace>, out: &mut dyn Write) -> Result<ExitCode> {
+    let (mut rows, mut errors) = (Vec::new(), Vec::new());
+    for store in super::open(hosts)? {
+        let (found, unreadable) = list::list(&store, namespace)?;
+        rows.extend(found);
+        errors.extend(unreadable);
+    }
     if args.json {
         render::json(out, &rows)?;
     } else {

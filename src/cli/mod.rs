@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
-use dewar::{error::Result, host::Host, id::Namespace};
+use dewar::{error::Result, host::Host, id::Namespace, job::store::Store};
 
 mod checkpoint;
 mod diff;
@@ -78,32 +78,38 @@ pub const FINDINGS: u8 = 1;
 pub const FAILED: u8 = 2;
 
 impl Globals {
-    fn host(&self) -> Host {
+    /// The stores to look into.
+    fn hosts(&self) -> Vec<Host> {
         let below = |path: &Path| match &self.sysroot {
             Some(sysroot) => sysroot.join(path.strip_prefix("/").unwrap_or(path)),
             None => path.to_owned(),
         };
-        Host {
+        vec![Host {
             root: below(&self.root),
             state: below(&self.state),
             sysroot: self.sysroot.clone(),
             daemon_running: self.daemon_running,
             ..Host::default()
-        }
+        }]
     }
+}
+
+/// Opens each store.
+fn open(hosts: Vec<Host>) -> Result<Vec<Store>> {
+    hosts.into_iter().map(Store::open).collect()
 }
 
 impl Cli {
     /// Runs the command; its result goes to `out`, everything else to stderr.
     pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
-        let (host, namespace) = (self.globals.host(), self.globals.namespace.as_ref());
+        let (hosts, namespace) = (self.globals.hosts(), self.globals.namespace.as_ref());
         match self.command {
-            Command::Ls(args) => ls::run(&args, &host, namespace, out),
-            Command::Checkpoint(args) => checkpoint::run(&args, host, namespace, out),
+            Command::Ls(args) => ls::run(&args, hosts, namespace, out),
+            Command::Checkpoint(args) => checkpoint::run(&args, hosts, namespace, out),
             Command::Inspect(args) => inspect::run(&args, out),
             Command::Verify(args) => verify::run(&args, out),
-            Command::Diff(args) => diff::run(&args, &host, namespace, out),
-            Command::Thaw(args) => thaw::run(&args, &host, out),
+            Command::Diff(args) => diff::run(&args, hosts, namespace, out),
+            Command::Thaw(args) => thaw::run(&args, &Host::default(), out),
             Command::Watchdog => watchdog(),
         }
     }

@@ -67,6 +67,7 @@ mod tests {
             spec: Vec::new(),
             labels: labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
             created_at: None,
+            origin: Default::default(),
         }
     }
 

@@ -52,6 +52,23 @@ pub struct Container {
     pub labels: BTreeMap<String, String>,
     /// When the record was made.
     pub created_at: Option<Timestamp>,
+    /// How sure the record is.
+    pub origin: Origin,
+}
+
+/// How sure a record is; with the reason, in words.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase", tag = "record", content = "why")]
+pub enum Origin {
+    /// The database has it, and nothing stood in the way.
+    #[default]
+    Live,
+    /// An older state of it: what came later could not be read.
+    Stale(String),
+    /// It was put together from what is left.
+    Salvaged(String),
+    /// It was removed; its pages are not yet used again.
+    Deleted(String),
 }
 
 /// An image's record.
@@ -201,6 +218,7 @@ fn container(namespace: &[u8], id: &[u8], record: &Bucket<'_>) -> Result<Contain
         spec: bytes(record, "spec")?,
         labels: record::texts(record, "labels")?,
         created_at: record.value("createdat")?.and_then(|bytes| record::time(bytes).ok()),
+        origin: Origin::Live,
     })
 }
 

@@ -3,6 +3,7 @@
 //! Every place the tool touches is a path in here, so a test points them at a directory of its own.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -20,6 +21,8 @@ pub mod mounts;
 pub struct Host {
     /// containerd's persistent directory (its option `root`).
     pub root: PathBuf,
+    /// Where snapshotters keep their directories, by name, if not below `root` (their option `root_path`).
+    pub snapshotters: BTreeMap<String, PathBuf>,
     /// containerd's volatile directory (its option `state`).
     pub state: PathBuf,
     /// Where the shim keeps runc's state unless told otherwise: a constant of containerd, not derived from `state`.
@@ -44,6 +47,7 @@ impl Default for Host {
     fn default() -> Self {
         Self {
             root: "/var/lib/containerd".into(),
+            snapshotters: BTreeMap::new(),
             state: "/run/containerd".into(),
             runc_root: "/run/containerd/runc".into(),
             proc: "/proc".into(),
@@ -67,6 +71,12 @@ pub struct ProcStat {
 }
 
 impl Host {
+    /// The directory of the snapshotter called `name`; `root_path` replaces it wholly (containerd `plugins/snapshots`).
+    pub fn snapshotter_dir(&self, name: &str) -> PathBuf {
+        let usual = || self.root.join(format!("io.containerd.snapshotter.v1.{name}"));
+        self.snapshotters.get(name).cloned().unwrap_or_else(usual)
+    }
+
     /// What procfs says of `pid`; `None` if there is no such process.
     pub fn proc_stat(&self, pid: i32) -> Result<Option<ProcStat>> {
         let path = self.proc.join(pid.to_string()).join("stat");

@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::{
     layers,
     locate::{Target, with_causes},
+    store::Store,
 };
 use crate::{
     binds::{self, log},
@@ -21,7 +22,6 @@ use crate::{
     dump::{self, Criu, Images},
     error::{Error, Result},
     freeze::{self, After, Still},
-    host::Host,
     image::{self, Base, Sources},
     interrupt,
     layout::{Layout, Staging},
@@ -151,7 +151,7 @@ pub struct Sizes {
 
 /// Checkpoints one located container into `layout`.
 pub fn checkpoint(
-    host: &Host,
+    store: &Store,
     target: Target,
     layout: &Layout,
     options: &Options,
@@ -160,7 +160,7 @@ pub fn checkpoint(
     let started = Instant::now();
     let reference = reference(&target, options);
     let (notes, findings) = (Vec::new(), target.findings.clone());
-    let mut run = Run { host, options, account: Account::default(), notes, findings };
+    let mut run = Run { store, options, account: Account::default(), notes, findings };
     let criu = run.prepare(&target)?;
     let staging = layout.stage()?;
     progress(Stage::Image);
@@ -193,7 +193,7 @@ pub fn checkpoint(
 
 /// One run's view: the host, what was asked, and what was found on the way.
 struct Run<'a> {
-    host: &'a Host,
+    store: &'a Store,
     options: &'a Options,
     account: Account,
     notes: Vec<String>,
@@ -229,7 +229,7 @@ impl Run<'_> {
             }),
             (_, true) => {
                 let ready = match &target.spec {
-                    Some(_) => dump::prepare(self.host),
+                    Some(_) => dump::prepare(&self.store.host),
                     None => Err(Error::malformed(target.container.name.to_string(), "its spec cannot be read")),
                 };
                 self.or_finding(ready)
@@ -259,8 +259,8 @@ impl Run<'_> {
     fn base(&mut self, target: &Target, layout: &Layout, staging: &Staging) -> Result<Option<Base>> {
         let Some(image) = &target.image else { return Ok(None) };
         let known = layout.index()?.manifests.into_iter().find(|entry| entry.name() == Some(&image.name));
-        let sources = Sources { known, snapshots: &|chain| layers::committed(self.host, &target.container, chain) };
-        let base = image::export(&Content::of(self.host), image, staging, self.options.image, &sources)?;
+        let sources = Sources { known, snapshots: &|chain| layers::committed(self.store, &target.container, chain) };
+        let base = image::export(&Content::of(&self.store.host), image, staging, self.options.image, &sources)?;
         if base.carried {
             refuse_other_image(&base, layout)?;
         }
@@ -300,8 +300,8 @@ impl Run<'_> {
     fn hold(&self, target: &Target) -> Result<Still> {
         interrupt::check()?;
         match target.task.live() {
-            Some(task) => freeze::hold(self.host, &target.container.name, task),
-            None => freeze::stopped(self.host, None),
+            Some(task) => freeze::hold(&self.store.host, &target.container.name, task),
+            None => freeze::stopped(&self.store.host, None),
         }
     }
 
@@ -323,13 +323,13 @@ impl Run<'_> {
         let mut captured = Vec::new();
         match &target.spec {
             Some(spec) if self.options.binds => {
-                let mounts = binds::capture(self.host, still, spec, is_dumped, staging)?;
+                let mounts = binds::capture(&self.store.host, still, spec, is_dumped, staging)?;
                 self.notes.extend(mounts.notes);
                 self.findings.extend(mounts.findings);
                 captured = mounts.captured;
             }
             Some(spec) if !is_dumped && still.task().is_some() => {
-                let lost = binds::filled_tmpfs(self.host, still, spec).unwrap_or_default();
+                let lost = binds::filled_tmpfs(&self.store.host, still, spec).unwrap_or_default();
                 self.notes.extend((!lost.is_empty()).then(|| {
                     format!(
                         "without its memory, what is in {} is not in the bundle; --binds takes it along",
@@ -339,7 +339,7 @@ impl Run<'_> {
             }
             _ => {}
         }
-        let log = match target.log.as_deref().map(|path| log::hold(self.host, path)) {
+        let log = match target.log.as_deref().map(|path| log::hold(&self.store.host, path)) {
             Some(Ok(log)) => Some(log),
             Some(Err(why)) => {
                 self.notes.push(format!("the container's log is not in the bundle: {why}"));

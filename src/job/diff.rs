@@ -2,11 +2,10 @@
 
 use serde::Serialize;
 
-use super::locate;
+use super::{locate, store::Store};
 use crate::{
-    containerd::meta::{Container, MetaDb},
+    containerd::meta::Container,
     error::Result,
-    host::Host,
     name::AnyPath,
     rw,
     tree::{Kind, Listed, Summary, Why},
@@ -34,13 +33,8 @@ pub struct Change {
 /// Tells `each` every change, in the order of the layer; yields what could not be looked at and what was odd.
 ///
 /// A container that runs is looked at as it is: it is not held, so what changes meanwhile may or may not be told.
-pub fn diff(
-    host: &Host,
-    meta: &MetaDb,
-    container: &Container,
-    each: &mut dyn FnMut(Change) -> Result<()>,
-) -> Result<Vec<String>> {
-    let (rw, _) = locate::files(host, meta, container)?;
+pub fn diff(store: &Store, container: &Container, each: &mut dyn FnMut(Change) -> Result<()>) -> Result<Vec<String>> {
+    let (rw, _) = locate::files(store, container)?;
     let summary = rw::list(&rw, &mut |listed| each(change(&listed)))?;
     Ok(findings(&summary))
 }

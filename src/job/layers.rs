@@ -1,10 +1,10 @@
 //! The committed snapshots of an image's layers: what is left of layers whose blobs are gone.
 
+use super::store::Store;
 use crate::{
-    containerd::meta::{Container, MetaDb},
+    containerd::meta::Container,
     digest::Digest,
     error::{Error, Result},
-    host::Host,
     id::SnapshotKey,
     image::Committed,
     snapshotter::{self, RwLayer},
@@ -15,8 +15,7 @@ const MAX_LAYERS: usize = 4096;
 
 /// The layers of the image with this chain id, bottom first, in whatever snapshotter that can be read has them. If none has,
 /// or the chain id is not known, those that the container itself stands on.
-pub fn committed(host: &Host, container: &Container, chain: Option<Digest>) -> Result<Vec<Committed>> {
-    let meta = MetaDb::read(host)?;
+pub fn committed(store: &Store, container: &Container, chain: Option<Digest>) -> Result<Vec<Committed>> {
     let namespace = &container.name.namespace;
     let own = container.snapshotter.as_str();
     // Overlay's first: only there each layer lies by itself.
@@ -25,9 +24,9 @@ pub fn committed(host: &Host, container: &Container, chain: Option<Digest>) -> R
     let unpacked = ["overlayfs", own].into_iter().chain(known).flat_map(|sn| unpacked.clone().map(|key| (sn, key)));
     let mut failed = Error::NotFound { what: "a snapshot of its layers".into(), hint: String::new() };
     for (sn, key) in unpacked.chain([(own, container.snapshot_key.clone())]) {
-        let Some(record) = meta.snapshot(namespace, sn, &key)? else { continue };
-        match snapshotter::layers(host, sn, &record.name) {
-            Ok(trees) => return with_chains(&meta, container, sn, key, record.parent, trees),
+        let Some(record) = store.snapshot(namespace, sn, &key)? else { continue };
+        match snapshotter::layers(&store.host, sn, &record.name) {
+            Ok(trees) => return with_chains(store, container, sn, key, record.parent, trees),
             Err(e) => failed = e,
         }
     }
@@ -36,7 +35,7 @@ pub fn committed(host: &Host, container: &Container, chain: Option<Digest>) -> R
 
 /// The layers with their chain ids, which are the keys of the snapshot and its parents.
 fn with_chains(
-    meta: &MetaDb,
+    store: &Store,
     container: &Container,
     sn: &str,
     key: SnapshotKey,
@@ -46,7 +45,7 @@ fn with_chains(
     let mut chains = vec![key.0.parse().ok()];
     while let Some(key) = parent.filter(|_| chains.len() <= MAX_LAYERS) {
         chains.push(key.0.parse().ok());
-        parent = meta.snapshot(&container.name.namespace, sn, &key)?.and_then(|record| record.parent);
+        parent = store.snapshot(&container.name.namespace, sn, &key)?.and_then(|record| record.parent);
     }
     // Nearest first; the container's own snapshot has no layer of the image, and its key is no chain id.
     let chains = chains.into_iter().rev().chain(std::iter::repeat(None));

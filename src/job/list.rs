@@ -2,9 +2,13 @@
 
 use serde::Serialize;
 
-use super::locate::{self, TaskState, human_name};
+use super::{
+    locate::{self, TaskState},
+    select::human_name,
+    store::Store,
+};
 use crate::{
-    containerd::meta::{Container, MetaDb},
+    containerd::meta::{Container, Origin},
     error::{Error, Result},
     freeze,
     host::Host,
@@ -44,14 +48,17 @@ pub struct Row {
     pub pid: Option<i32>,
     /// When the record was made (RFC 3339).
     pub created: Option<String>,
+    /// How sure the record is: `record`, and unless that is `live`, `why`.
+    #[serde(flatten)]
+    pub origin: Origin,
 }
 
 /// All containers, of one namespace if asked; and the records that could not be read.
-pub fn list(host: &Host, namespace: Option<&Namespace>) -> Result<(Vec<Row>, Vec<Error>)> {
+pub fn list(store: &Store, namespace: Option<&Namespace>) -> Result<(Vec<Row>, Vec<Error>)> {
     let (mut rows, mut errors) = (Vec::new(), Vec::new());
-    MetaDb::read(host)?.for_each_container(|record| match record {
+    store.for_each_container(|record| match record {
         Ok(record) if namespace.is_none_or(|ns| *ns == record.name.namespace) => {
-            let (row, error) = row(host, record);
+            let (row, error) = row(&store.host, record);
             rows.push(row);
             errors.extend(error);
         }
@@ -73,6 +80,7 @@ fn row(host: &Host, record: Container) -> (Row, Option<Error>) {
         status,
         pid,
         created: record.created_at.map(|t| t.to_string()),
+        origin: record.origin,
     };
     (row, error)
 }

@@ -1,19 +1,16 @@
-//! From what a user typed to a container with all its places found. Only reads.
+//! From a container's record to all its places. Only reads.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
+use super::store::Store;
 use crate::{
     containerd::{
         log,
-        meta::{Container, Image, MetaDb},
+        meta::{Container, Image},
         task::{self, TaskRecord},
     },
     error::{At, Error, Result},
     host::Host,
-    id::Namespace,
     oci::runtime::Spec,
     proto::{self, Any, RuncOptions},
     runtime::{self, Task},
@@ -57,84 +54,14 @@ impl TaskState {
     }
 }
 
-/// Finds the container that `wanted` means: an id, a unique prefix of one, a name, `pod/container`, or
-/// `namespace/id`.
-pub fn find(meta: &MetaDb, namespace: Option<&Namespace>, wanted: &str) -> Result<Container> {
-    let mut all = Vec::new();
-    meta.for_each_container(|record| {
-        let in_scope = |c: &Container| namespace.is_none_or(|ns| *ns == c.name.namespace);
-        all.extend(record.ok().filter(in_scope).map(Candidate::from));
-    })?;
-    let chosen = choose(&all, wanted)?;
-    let record = meta.container(&chosen.record)?;
-    record.ok_or_else(|| Error::NotFound { what: format!("container {wanted:?}"), hint: String::new() })
-}
-
-/// What a container may be called.
-struct Candidate {
-    record: crate::id::ContainerRef,
-    name: String,
-}
-
-impl From<Container> for Candidate {
-    fn from(container: Container) -> Self {
-        Self { name: human_name(&container.labels), record: container.name }
-    }
-}
-
-/// The most exact way of meaning a container decides; within it, there must be one.
-fn choose<'a>(all: &'a [Candidate], wanted: &str) -> Result<&'a Candidate> {
-    let ways: [&dyn Fn(&Candidate) -> bool; 4] = [
-        &|c| c.record.id.as_str() == wanted || c.record.to_string() == wanted,
-        &|c| !c.name.is_empty() && c.name == wanted,
-        &|c| c.record.id.as_str().starts_with(wanted),
-        &|c| c.record.to_string().starts_with(wanted),
-    ];
-    for means in ways.iter().filter(|_| !wanted.is_empty()) {
-        let found: Vec<&Candidate> = all.iter().filter(|c| means(c)).collect();
-        match found.as_slice() {
-            [] => {}
-            [one] => return Ok(one),
-            several => {
-                let choices = several.iter().take(20).map(|c| c.record.to_string()).collect();
-                return Err(Error::Ambiguous { what: format!("container {wanted:?}"), choices });
-            }
-        }
-    }
-    Err(Error::NotFound { what: format!("container {wanted:?}"), hint: suggestion(all, wanted) })
-}
-
-/// Names within a few typing errors of what was asked for.
-fn suggestion(all: &[Candidate], wanted: &str) -> String {
-    let near = |text: &str| strsim::damerau_levenshtein(text, wanted) <= 1 + wanted.chars().count() / 4;
-    let mut names: Vec<String> =
-        all.iter().filter(|c| near(c.record.id.as_str()) || near(&c.name)).map(|c| c.record.to_string()).collect();
-    names.truncate(5);
-    match (names.is_empty(), all.is_empty()) {
-        (false, _) => format!("did you mean {}?", names.join(" or ")),
-        (true, true) => "the store has no containers here; is --root right, and the namespace (-n)?".into(),
-        (true, false) => "dewar ls shows what there is".into(),
-    }
-}
-
-/// The name people know a container by: Kubernetes' `pod/container`, or nerdctl's name; may be empty.
-pub fn human_name(labels: &BTreeMap<String, String>) -> String {
-    let label = |key: &str| labels.get(key).map(String::as_str);
-    match (label("io.kubernetes.pod.name"), label("io.kubernetes.container.name")) {
-        (Some(pod), Some(container)) => format!("{pod}/{container}"),
-        (Some(pod), None) => pod.to_owned(),
-        _ => label("nerdctl/name").unwrap_or_default().to_owned(),
-    }
-}
-
 /// Finds all places of a container.
-pub fn locate(host: &Host, meta: &MetaDb, container: Container) -> Result<Target> {
+pub fn locate(store: &Store, container: Container) -> Result<Target> {
     let mut findings = Vec::new();
     let spec = note(&mut findings, "the spec cannot be read, so no memory can be dumped", spec(&container));
-    let image = note(&mut findings, "the base image is not in the bundle", image(meta, &container));
-    let files = note(&mut findings, "the container's files are not in the bundle", files(host, meta, &container));
-    let (task, damage) = task(host, &container)?;
-    let log = note(&mut findings, "the container's log is not in the bundle", log(meta, &container)).flatten();
+    let image = note(&mut findings, "the base image is not in the bundle", image(store, &container));
+    let files = note(&mut findings, "the container's files are not in the bundle", files(store, &container));
+    let (task, damage) = task(&store.host, &container)?;
+    let log = note(&mut findings, "the container's log is not in the bundle", log(store, &container)).flatten();
     findings.extend(damage.map(|e| format!("{}: other records are used instead", with_causes(&e))));
     let (rw, parent) = files.map_or((None, None), |(rw, parent)| (Some(rw), parent));
     Ok(Target { spec, image, rw, parent, task, log, findings, container })
@@ -164,32 +91,32 @@ fn spec(container: &Container) -> Result<Spec> {
     serde_json::from_slice(&any.value).map_err(|e| Error::malformed(place(), e))
 }
 
-fn image(meta: &MetaDb, container: &Container) -> Result<Image> {
+fn image(store: &Store, container: &Container) -> Result<Image> {
     if container.image.is_empty() {
         return Err(Error::NotFound { what: "an image name in the container's record".into(), hint: String::new() });
     }
-    meta.image(&container.name.namespace, &container.image)?.ok_or_else(|| Error::NotFound {
+    store.image(&container.name.namespace, &container.image)?.ok_or_else(|| Error::NotFound {
         what: format!("image {:?} of namespace {}", container.image, container.name.namespace),
         hint: "its record was removed since the container was made".into(),
     })
 }
 
 /// Where its files are, and the key of the snapshot below.
-pub fn files(host: &Host, meta: &MetaDb, container: &Container) -> Result<(RwLayer, Option<String>)> {
+pub fn files(store: &Store, container: &Container) -> Result<(RwLayer, Option<String>)> {
     let Container { name, snapshotter, snapshot_key, .. } = container;
     if snapshotter.is_empty() || snapshot_key.0.is_empty() {
         return Err(Error::NotFound { what: "a snapshot in the container's record".into(), hint: String::new() });
     }
-    let record = meta.snapshot(&name.namespace, snapshotter, snapshot_key)?.ok_or_else(|| Error::NotFound {
+    let record = store.snapshot(&name.namespace, snapshotter, snapshot_key)?.ok_or_else(|| Error::NotFound {
         what: format!("snapshot {snapshot_key} of {snapshotter} in namespace {}", name.namespace),
         hint: "its record was removed since the container was made".into(),
     })?;
-    let rw = snapshotter::rw_layer(host, snapshotter, &record.name)?;
+    let rw = snapshotter::rw_layer(&store.host, snapshotter, &record.name)?;
     Ok((rw, record.parent.map(|p| p.0)))
 }
 
-fn log(meta: &MetaDb, container: &Container) -> Result<Option<String>> {
-    let cri = meta.extension(&container.name, log::CRI_METADATA)?;
+fn log(store: &Store, container: &Container) -> Result<Option<String>> {
+    let cri = store.extension(&container.name, log::CRI_METADATA)?;
     Ok(log::path(container, cri.as_deref()))
 }
 
@@ -269,45 +196,6 @@ mod tests {
 
     use super::*;
 
-    fn candidate(namespace: &str, id: &str, name: &str) -> Candidate {
-        let record = crate::id::ContainerRef { namespace: namespace.parse().unwrap(), id: id.parse().unwrap() };
-        Candidate { record, name: name.into() }
-    }
-
-    #[test]
-    fn the_most_exact_way_of_meaning_a_container_decides() {
-        let all = [
-            candidate("default", "web", ""),
-            candidate("default", "web2", "api"),
-            candidate("k8s.io", "0123abcd", "shop/web"),
-            candidate("k8s.io", "0129ffff", "shop/db"),
-            candidate("prod", "web3", "web2"),
-            candidate("prod", "api", ""),
-        ];
-        let cases = [
-            ("web", Ok("default/web")),          // an id before a prefix
-            ("web2", Ok("default/web2")),        // an id before a name
-            ("shop/web", Ok("k8s.io/0123abcd")), // pod/container
-            ("0123", Ok("k8s.io/0123abcd")),     // a unique prefix
-            ("012", Err("k8s.io/0123abcd, k8s.io/0129ffff")),
-            ("prod/api", Ok("prod/api")),
-            ("prod/w", Ok("prod/web3")),
-            ("api", Ok("prod/api")),
-            ("webb", Err("did you mean default/web or default/web2 or prod/web3?")),
-            ("0123abce", Err("did you mean k8s.io/0123abcd?")),
-            ("nothing-like-it", Err("dewar ls shows what there is")),
-            ("", Err("")),
-        ];
-        for (wanted, right) in cases {
-            match (choose(&all, wanted), right) {
-                (Ok(found), Ok(right)) => assert_eq!(found.record.to_string(), right, "{wanted:?}"),
-                (Err(e), Err(right)) => assert!(e.to_string().ends_with(right), "{wanted:?}: {e}"),
-                (found, _) => panic!("{wanted:?}: {:?}", found.map(|c| c.record.to_string())),
-            }
-        }
-        assert!(choose(&[], "web").err().unwrap().to_string().contains("no containers here"));
-    }
-
     /// A host with one task on record, whose runtime state names `bundle` and our own process.
     fn host(temp: &Path, bundle: &Path) -> (Host, Container) {
         let host = Host {
@@ -334,7 +222,8 @@ mod tests {
             runtime: String::new(),
             runtime_options: Vec::new(),
             spec: Vec::new(),
-            labels: BTreeMap::new(),
+            labels: std::collections::BTreeMap::new(),
+            origin: crate::containerd::meta::Origin::Live,
             created_at: None,
         };
         (host, container)

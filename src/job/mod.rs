@@ -6,5 +6,7 @@ pub mod inspect;
 pub mod layers;
 pub mod list;
 pub mod locate;
+pub mod select;
+pub mod store;
 pub mod thaw;
 pub mod verify;

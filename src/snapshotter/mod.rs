@@ -104,7 +104,7 @@ fn look_up(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<(PathB
             hint: format!("supported: {}", TABLE.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")),
         });
     };
-    let dir = host.root.join(format!("io.containerd.snapshotter.v1.{snapshotter}"));
+    let dir = host.snapshotter_dir(snapshotter);
     let db = dir.join("metadata.db");
     let bytes = database::read(host, &db)?;
     let (snapshot, kind) = find(&bytes, name).within(&db)?.ok_or_else(|| Error::NotFound {

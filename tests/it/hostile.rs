@@ -9,9 +9,9 @@ use std::{
 
 use dewar::{
     bolt::{Bucket, Db, Item},
-    containerd::{meta::MetaDb, task},
+    containerd::task,
     criu::image::{self as criu, Kind},
-    job::{inspect, list, locate, verify},
+    job::{inspect, list, locate, select, store::Store, verify},
     layout::{Layout, untar},
     proto::{self, Any, CheckpointOptions, RuncOptions},
     record,
@@ -148,11 +148,12 @@ fn containerds_records() {
     let (path, host) = (sandbox.root().join(META_DB), sandbox.host());
     flips("2.1.meta", &whole, 250, |bytes| {
         fs::write(&path, bytes).unwrap();
-        let _ = list::list(&host, None);
-        let Ok(meta) = MetaDb::read(&host) else { return };
+        let Ok(store) = Store::open(host.clone()) else { return };
+        let _ = list::list(&store, None);
+        let stores = [store];
         for wanted in ["rich", "default/web", "shop-7d9c/web"] {
-            if let Ok(container) = locate::find(&meta, None, wanted) {
-                let _ = locate::locate(&host, &meta, container);
+            if let Ok((store, container)) = select::find(&stores, None, wanted) {
+                let _ = locate::locate(store, container);
             }
         }
     });
@@ -467,6 +468,7 @@ fn blobs_that_are_no_files() {
 fn a_task_directory_of_any_content() {
     let sandbox = Sandbox::store();
     let host = sandbox.host();
+    let store = Store::open(host.clone()).unwrap();
     let dir = sandbox.state().join("io.containerd.runtime.v2.task/default/web");
     let who = dewar::id::ContainerRef { namespace: "default".parse().unwrap(), id: "web".parse().unwrap() };
     for name in ["options.json", "init.pid"] {
@@ -486,7 +488,7 @@ fn a_task_directory_of_any_content() {
             fs::write(&path, content).unwrap();
             let _named = change(name, content.to_owned());
             let _ = task::read(&host, &who);
-            let _ = list::list(&host, None);
+            let _ = list::list(&store, None);
         }
         fs::remove_file(&path).unwrap();
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -510,9 +512,10 @@ fn a_runtime_state_of_any_content() {
     let path = host.runc_root.join("default/web/state.json");
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let bytes = state.to_string().into_bytes();
+    let store = Store::open(host).unwrap();
     let read = |bytes: &[u8]| {
         fs::write(&path, bytes).unwrap();
-        let _ = list::list(&host, None);
+        let _ = list::list(&store, None);
     };
     cuts("state.json", &bytes, 60, read);
     flips("state.json", &bytes, 60, read);

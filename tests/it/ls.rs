@@ -22,7 +22,7 @@ fn row(record: &Value) -> Value {
     json!({
         "namespace": record["namespace"], "id": record["id"], "name": name, "image": record["image"],
         "snapshotter": record["snapshotter"], "status": record["task"].as_str().unwrap_or("none"), "pid": null,
-        "created": record["created"],
+        "created": record["created"], "record": "live",
     })
 }
 
