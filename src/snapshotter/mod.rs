@@ -1,10 +1,7 @@
 //! Snapshotters: from a container's snapshot name to the directories that hold its rw layer.
 //!
-//! ```text
-//! <root>/io.containerd.snapshotter.v1.<name>/metadata.db
-//!     v1/snapshots/<snapshot name>/{id=uvarint, kind=1 byte, parent=<snapshot name>}
-//! ```
-//! Source: containerd `core/snapshots/storage/bolt.go`.
+//! Which number a snapshot has, and which parents, is in the snapshotter's `metadata.db` ([`database`]); what lies in the
+//! directories of those numbers, each snapshotter's own file here knows.
 
 use std::{
     path::{Path, PathBuf},
@@ -12,15 +9,14 @@ use std::{
 };
 
 use crate::{
-    bolt::{Bucket, Db},
     corrupt::Corrupt,
     error::{Error, In, Result},
-    host::{Host, database},
+    host::Host,
     id::{SnapshotId, SnapshotName},
-    idmap::{IdMap, Ranges},
-    record,
+    idmap::IdMap,
 };
 
+mod database;
 pub mod native;
 pub mod overlay;
 
@@ -69,9 +65,6 @@ type Resolve = fn(&Path, &Snapshot) -> Result<RwLayer>;
 /// The snapshotters we can read, by containerd's name for them.
 pub const TABLE: &[(&str, Resolve)] = &[("native", native::resolve), ("overlayfs", overlay::resolve)];
 
-/// No image has so many layers (the kernel mounts at most 500); a longer chain is a loop or an attack.
-const MAX_PARENTS: usize = 4096;
-
 /// Kinds of snapshot (`core/snapshots/snapshotter.go`).
 const ACTIVE: &[u8] = &[2];
 const COMMITTED: &[u8] = &[3];
@@ -105,50 +98,6 @@ fn look_up(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<(PathB
         });
     };
     let dir = host.snapshotter_dir(snapshotter);
-    let db = dir.join("metadata.db");
-    let bytes = database::read(host, &db)?;
-    let (snapshot, kind) = find(&bytes, name).within(&db)?.ok_or_else(|| Error::NotFound {
-        what: format!("snapshot {name} in {}", db.display()),
-        hint: "the two databases disagree: the container's files cannot be located".into(),
-    })?;
+    let (snapshot, kind) = database::find(host, &dir, name)?;
     Ok((dir, *resolve, snapshot, kind))
-}
-
-fn find(bytes: &[u8], name: &SnapshotName) -> Result<Option<(Snapshot, Vec<u8>)>, Corrupt> {
-    let db = Db::open(bytes)?;
-    let Some(v1) = db.root().bucket("v1")? else { return Ok(None) };
-    let Some(all) = v1.bucket("snapshots")? else { return Ok(None) };
-    let Some(record) = all.bucket(&name.0)? else { return Ok(None) };
-    let kind = record.value("kind")?.unwrap_or_default().to_vec();
-    let mut parents = Vec::new();
-    let mut parent = record::text(&record, "parent")?;
-    while !parent.is_empty() {
-        let missing = Corrupt { at: 0, why: "a snapshot's parent is missing" };
-        let above = all.bucket(&parent)?.ok_or(missing)?;
-        parents.push(id(&above)?);
-        parent = record::text(&above, "parent")?;
-        if parents.len() > MAX_PARENTS {
-            return Err(Corrupt { at: 0, why: "a snapshot has too many parents" });
-        }
-    }
-    Ok(Some((Snapshot { id: id(&record)?, parents, ids: ids(&record)? }, kind)))
-}
-
-/// The mapping of an idmapped snapshot stands in two labels (`core/snapshots/snapshotter.go`, `LabelSnapshotUIDMapping`).
-fn ids(record: &Bucket<'_>) -> Result<Option<Arc<IdMap>>, Corrupt> {
-    let labels = record::texts(record, "labels")?;
-    let ranges = |key: &str| match labels.get(key) {
-        Some(text) => text.parse::<Ranges>().map_err(|_| Corrupt { at: 0, why: "a snapshot's id mapping is none" }),
-        None => Ok(Ranges::default()),
-    };
-    let map = IdMap {
-        uids: ranges("containerd.io/snapshot/uidmapping")?,
-        gids: ranges("containerd.io/snapshot/gidmapping")?,
-    };
-    Ok((map != IdMap::default()).then(|| Arc::new(map)))
-}
-
-fn id(record: &Bucket<'_>) -> Result<SnapshotId, Corrupt> {
-    let bytes = record.value("id")?.ok_or(Corrupt { at: 0, why: "a snapshot has no id" })?;
-    record::uvarint(bytes).map(SnapshotId)
 }

@@ -1,0 +1,72 @@
+//! A snapshotter's own database: from a snapshot's name to its number, its parents' numbers and its kind.
+//!
+//! ```text
+//! <root>/io.containerd.snapshotter.v1.<name>/metadata.db
+//!     v1/snapshots/<snapshot name>/{id=uvarint, kind=1 byte, parent=<snapshot name>, labels/…}
+//! ```
+//! Source: containerd `core/snapshots/storage/bolt.go`; all of its own snapshotters share it.
+
+use std::{path::Path, sync::Arc};
+
+use super::Snapshot;
+use crate::{
+    bolt::{Bucket, Db},
+    corrupt::Corrupt,
+    error::{Error, In, Result},
+    host::{Host, database},
+    id::{SnapshotId, SnapshotName},
+    idmap::{IdMap, Ranges},
+    record,
+};
+
+/// No image has so many layers (the kernel mounts at most 500); a longer chain is a loop or an attack.
+const MAX_PARENTS: usize = 4096;
+
+/// The snapshot `name` in the database of the snapshotter whose directory is `dir`, and its kind.
+pub(super) fn find(host: &Host, dir: &Path, name: &SnapshotName) -> Result<(Snapshot, Vec<u8>)> {
+    let db = dir.join("metadata.db");
+    let bytes = database::read(host, &db)?;
+    look_up(&bytes, name).within(&db)?.ok_or_else(|| Error::NotFound {
+        what: format!("snapshot {name} in {}", db.display()),
+        hint: "the two databases disagree: the container's files cannot be located".into(),
+    })
+}
+
+fn look_up(bytes: &[u8], name: &SnapshotName) -> Result<Option<(Snapshot, Vec<u8>)>, Corrupt> {
+    let db = Db::open(bytes)?;
+    let Some(v1) = db.root().bucket("v1")? else { return Ok(None) };
+    let Some(all) = v1.bucket("snapshots")? else { return Ok(None) };
+    let Some(record) = all.bucket(&name.0)? else { return Ok(None) };
+    let kind = record.value("kind")?.unwrap_or_default().to_vec();
+    let mut parents = Vec::new();
+    let mut parent = record::text(&record, "parent")?;
+    while !parent.is_empty() {
+        let missing = Corrupt { at: 0, why: "a snapshot's parent is missing" };
+        let above = all.bucket(&parent)?.ok_or(missing)?;
+        parents.push(id(&above)?);
+        parent = record::text(&above, "parent")?;
+        if parents.len() > MAX_PARENTS {
+            return Err(Corrupt { at: 0, why: "a snapshot has too many parents" });
+        }
+    }
+    Ok(Some((Snapshot { id: id(&record)?, parents, ids: ids(&record)? }, kind)))
+}
+
+/// The mapping of an idmapped snapshot stands in two labels (`core/snapshots/snapshotter.go`, `LabelSnapshotUIDMapping`).
+fn ids(record: &Bucket<'_>) -> Result<Option<Arc<IdMap>>, Corrupt> {
+    let labels = record::texts(record, "labels")?;
+    let ranges = |key: &str| match labels.get(key) {
+        Some(text) => text.parse::<Ranges>().map_err(|_| Corrupt { at: 0, why: "a snapshot's id mapping is none" }),
+        None => Ok(Ranges::default()),
+    };
+    let map = IdMap {
+        uids: ranges("containerd.io/snapshot/uidmapping")?,
+        gids: ranges("containerd.io/snapshot/gidmapping")?,
+    };
+    Ok((map != IdMap::default()).then(|| Arc::new(map)))
+}
+
+fn id(record: &Bucket<'_>) -> Result<SnapshotId, Corrupt> {
+    let bytes = record.value("id")?.ok_or(Corrupt { at: 0, why: "a snapshot has no id" })?;
+    record::uvarint(bytes).map(SnapshotId)
+}
