@@ -10,7 +10,10 @@
 //! file, a page may belong to one bucket only, and keys must ascend, so a walk is never longer than the file.
 //! Facts: bbolt `internal/common/{page,meta,bucket,inode}.go`, `db.go`, `bucket.go`.
 
+mod check;
 mod page;
 mod tree;
+mod walk;
 
+pub use check::check;
 pub use tree::{Bucket, Db, Item};

@@ -20,6 +20,8 @@ const META_END: usize = 80;
 /// Kinds of page we walk.
 pub(super) const BRANCH: u16 = 0x01;
 pub(super) const LEAF: u16 = 0x02;
+/// The page that lists free pages.
+pub(super) const FREELIST: u16 = 0x10;
 
 /// Set on a leaf element whose value is a bucket.
 const BUCKET: u32 = 0x01;
@@ -50,6 +52,8 @@ pub(super) fn index(value: impl TryInto<usize>, at: usize) -> Result<usize, Corr
 pub(super) struct Meta {
     pub page_size: usize,
     pub root: u64,
+    /// The page that lists free pages; all ones if none does.
+    pub freelist: u64,
     /// First page that was never allocated.
     pub high_water: u64,
     pub txid: u64,
@@ -75,13 +79,36 @@ impl Meta {
         if fnv1a(summed) != checksum {
             return Err(Corrupt { at: start, why: "the meta page's checksum is wrong" });
         }
-        let page_size = index(u32_at(file, field(24)?)?, start)?;
-        if !page_size.is_power_of_two() || !(512..=16 << 20).contains(&page_size) {
+        Self::fields(file, start)
+    }
+
+    /// The one of two that counts: the valid one with the higher txid (`db.go`, `meta`).
+    pub fn newest(a: Result<Self, Corrupt>, b: Result<Self, Corrupt>) -> Option<Self> {
+        match (a, b) {
+            (Ok(a), Ok(b)) if b.txid > a.txid => Some(b),
+            (Ok(meta), _) | (Err(_), Ok(meta)) => Some(meta),
+            (Err(_), Err(_)) => None,
+        }
+    }
+
+    /// The fields of the meta whose page starts at `start`, whether its checksum is right or not.
+    pub fn fields(file: &[u8], start: usize) -> Result<Self, Corrupt> {
+        let word = |offset: usize| {
+            let at = start.checked_add(offset).ok_or(Corrupt { at: start, why: "ends too soon" })?;
+            u64_at(file, at)
+        };
+        let page_size = index(word(24)? & u64::from(u32::MAX), start)?;
+        if !is_page_size(page_size) {
             return Err(Corrupt { at: start, why: "the page size is no power of two in 512..16 MiB" });
         }
-        let (root, high_water) = (u64_at(file, field(32)?)?, u64_at(file, field(56)?)?);
-        Ok(Self { page_size, root, high_water, txid: u64_at(file, field(64)?)?, checksum })
+        let (root, freelist, high_water) = (word(32)?, word(48)?, word(56)?);
+        Ok(Self { page_size, root, freelist, high_water, txid: word(64)?, checksum: word(72)? })
     }
+}
+
+/// True for the page sizes that a bolt file may have.
+pub(super) fn is_page_size(size: usize) -> bool {
+    size.is_power_of_two() && (512..=16 << 20).contains(&size)
 }
 
 /// FNV-1a, 64 bits, as Go's `hash/fnv` computes it.
@@ -104,9 +131,17 @@ pub(super) struct Leaf<'a> {
 pub(super) struct Page<'a> {
     bytes: &'a [u8],
     /// Where `bytes` starts in the file, for error messages.
-    at: usize,
+    pub at: usize,
     pub flags: u16,
     pub count: usize,
+}
+
+/// Where in its page an element's key and value lie; a branch's element has no value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Extent {
+    start: usize,
+    value: usize,
+    end: usize,
 }
 
 impl<'a> Page<'a> {
@@ -116,7 +151,12 @@ impl<'a> Page<'a> {
         if u64_at(file, at)? != id {
             return Err(Corrupt { at, why: "the page does not carry its own number" });
         }
-        let pages = index(u32_at(file, at + 12)?, at)?.checked_add(1);
+        Self::at(file, page_size, at)
+    }
+
+    /// The page that starts at byte `at`, whatever number it carries.
+    pub fn at(file: &'a [u8], page_size: usize, at: usize) -> Result<Self, Corrupt> {
+        let pages = at.checked_add(12).map_or(Ok(0), |at| u32_at(file, at)).and_then(|n| index(n, at))?.checked_add(1);
         let len = pages.and_then(|n| n.checked_mul(page_size)).and_then(|len| at.checked_add(len));
         let bytes = len.and_then(|end| file.get(at..end)).ok_or(Corrupt { at, why: "the page runs past the file" })?;
         Self::parse(bytes, at)
@@ -137,33 +177,112 @@ impl<'a> Page<'a> {
         Ok(Self { bytes, at, flags, count: usize::from(count) })
     }
 
-    fn slice(&self, from: usize, len: u32, element: usize) -> Result<&'a [u8], Corrupt> {
+    /// Bytes it takes in the file, overflow included.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn extent(&self, i: usize) -> Result<Extent, Corrupt> {
+        let element = HEADER + i * HEADER;
         let outside = Corrupt { at: self.at + element, why: "an element points outside its page" };
-        let end = index(len, element)?.checked_add(from).ok_or(outside)?;
-        self.bytes.get(from..end).ok_or(outside)
+        let word = |offset: usize| u32_at(self.bytes, element + offset).map_err(|_| outside);
+        let (pos, ksize, vsize) = match self.flags {
+            BRANCH => (word(0)?, word(4)?, 0),
+            _ => (word(4)?, word(8)?, word(12)?),
+        };
+        let add = |at: usize, len: u32| at.checked_add(index(len, element)?).ok_or(outside);
+        let start = add(element, pos)?;
+        let value = add(start, ksize)?;
+        let end = add(value, vsize)?;
+        if end <= self.bytes.len() { Ok(Extent { start, value, end }) } else { Err(outside) }
     }
 
     /// Element `i` of a leaf.
     pub fn leaf(&self, i: usize) -> Result<Leaf<'a>, Corrupt> {
-        let element = HEADER + i * HEADER;
-        let place = |e: Corrupt| Corrupt { at: self.at + e.at, ..e };
-        let word = |offset: usize| u32_at(self.bytes, element + offset).map_err(place);
-        let (flags, ksize, vsize) = (word(0)?, word(8)?, word(12)?);
-        let key_at = element.saturating_add(index(word(4)?, element)?);
-        let key = self.slice(key_at, ksize, element)?;
-        let value_at = key_at + key.len();
-        let value = self.slice(value_at, vsize, element)?;
-        Ok(Leaf { is_bucket: flags & BUCKET != 0, key, value, at: self.at + value_at })
+        let Extent { start, value, end } = self.extent(i)?;
+        let flags = u32_at(self.bytes, HEADER + i * HEADER)?;
+        let (key, bytes) = (&self.bytes[start..value], &self.bytes[value..end]);
+        Ok(Leaf { is_bucket: flags & BUCKET != 0, key, value: bytes, at: self.at + value })
     }
 
     /// Element `i` of a branch: the lower bound of the child's keys, and the child's page.
     pub fn branch(&self, i: usize) -> Result<(&'a [u8], u64), Corrupt> {
-        let element = HEADER + i * HEADER;
-        let place = |e: Corrupt| Corrupt { at: self.at + e.at, ..e };
-        let pos = u32_at(self.bytes, element).map_err(place)?;
-        let ksize = u32_at(self.bytes, element + 4).map_err(place)?;
-        let child = u64_at(self.bytes, element + 8).map_err(place)?;
-        let key_at = element.saturating_add(index(pos, element)?);
-        Ok((self.slice(key_at, ksize, element)?, child))
+        let Extent { start, value, .. } = self.extent(i)?;
+        Ok((&self.bytes[start..value], u64_at(self.bytes, HEADER + i * HEADER + 8)?))
+    }
+
+    /// The key of element `i`, of whatever kind the page is.
+    pub fn key(&self, i: usize) -> Option<&'a [u8]> {
+        let Extent { start, value, .. } = self.extent(i).ok()?;
+        self.bytes.get(start..value)
+    }
+
+    /// Why this is no page as bbolt writes it: all elements' data follow one another without gap or overlap, keys
+    /// are never empty and ascend (`inode.go`, `WriteInodeToPage`). A page that passes holds no more data than bytes.
+    pub fn defect(&self) -> Option<Corrupt> {
+        let mut end = HEADER + self.count * HEADER;
+        let mut last: &[u8] = &[];
+        if self.flags == BRANCH && self.count == 0 {
+            return Some(Corrupt { at: self.at, why: "a branch page has no children" });
+        }
+        for i in 0..self.count {
+            let place = self.at + HEADER + i * HEADER;
+            let extent = match self.extent(i) {
+                Ok(extent) => extent,
+                Err(e) => return Some(e),
+            };
+            let key = &self.bytes[extent.start..extent.value];
+            if extent.start != end {
+                return Some(Corrupt { at: place, why: "an element overlaps another or leaves a gap" });
+            }
+            if !self.has_known_flags(i) {
+                return Some(Corrupt { at: place, why: "an element has unknown flags" });
+            }
+            if key.is_empty() || key <= last {
+                return Some(Corrupt { at: place, why: "keys are out of order" });
+            }
+            (end, last) = (extent.end, key);
+        }
+        None
+    }
+
+    fn has_known_flags(&self, i: usize) -> bool {
+        self.flags == BRANCH || u32_at(self.bytes, HEADER + i * HEADER).is_ok_and(|flags| flags <= BUCKET)
+    }
+
+    /// True if element `i` of a page with defects can be believed: its data meet those of its neighbours, and its key
+    /// stands in order with theirs. One wrong length shifts one boundary, one wrong position two.
+    pub fn is_sound(&self, i: usize) -> bool {
+        // The boundary before element n; behind the last there is nothing to meet.
+        let boundary = |n: usize| match (n.checked_sub(1), self.extent(n)) {
+            _ if n >= self.count => true,
+            (None, Ok(first)) => first.start == HEADER + self.count * HEADER,
+            (Some(before), Ok(own)) => self.extent(before).is_ok_and(|before| before.end == own.start),
+            (_, Err(_)) => false,
+        };
+        if i >= self.count || self.extent(i).is_err() || !self.has_known_flags(i) {
+            return false;
+        }
+        let (before, behind) = (boundary(i), boundary(i + 1));
+        let moved = |n: usize| n < self.count && !boundary(n) && n + 1 < self.count && !boundary(n + 1);
+        let data = match (before, behind) {
+            (true, true) => true,
+            (true, false) => moved(i + 1),
+            (false, true) => i > 0 && i + 1 < self.count || i > 0 && moved(i - 1),
+            (false, false) => false,
+        };
+        data && self.is_in_order(i)
+    }
+
+    fn is_in_order(&self, i: usize) -> bool {
+        let key = |i: usize| self.key(i).filter(|key| !key.is_empty());
+        let Some(own) = key(i) else { return false };
+        let (before, behind) = (i.checked_sub(1).and_then(key), key(i + 1).filter(|_| i + 1 < self.count));
+        match (before, behind) {
+            (Some(a), Some(b)) => a < own && own < b || a >= b && (a < own || own < b),
+            (Some(a), None) => a < own || i.checked_sub(2).and_then(key).is_some_and(|x| x >= a && x < own),
+            (None, Some(b)) => own < b || key(i + 2).filter(|_| i + 2 < self.count).is_some_and(|x| x <= b && own < x),
+            (None, None) => true,
+        }
     }
 }

@@ -5,11 +5,11 @@ use std::{
     collections::{HashMap, HashSet},
 };
 
-use super::page::{BRANCH, HEADER, Meta, Page, u64_at};
+use super::{
+    page::{BRANCH, HEADER, Meta, Page, u64_at},
+    walk::MAX_DEPTH,
+};
 use crate::corrupt::Corrupt;
-
-/// A page holds at least two keys, so 64 levels would address 2^64 pages; deeper is a loop or an attack.
-const MAX_DEPTH: usize = 64;
 
 /// An open database: the bytes of a whole file.
 pub struct Db<'a> {
@@ -47,17 +47,8 @@ pub enum Item<'d> {
 impl<'a> Db<'a> {
     /// Opens a file's bytes: finds the page size and the newest valid meta (`db.go`, `getPageSize`, `meta`).
     pub fn open(file: &'a [u8]) -> Result<Self, Corrupt> {
-        let first = Meta::read(file, 0);
-        let second = match &first {
-            Ok(meta) => Meta::read(file, meta.page_size),
-            Err(_) => second_meta(file),
-        };
-        let meta = match (first, second) {
-            (Ok(a), Ok(b)) if b.txid > a.txid => b,
-            (Ok(a), _) => a,
-            (Err(_), Ok(b)) => b,
-            (Err(e), Err(_)) => return Err(e),
-        };
+        let (first, second) = metas(file);
+        let meta = Meta::newest(first, second).ok_or(first.err().unwrap_or(Corrupt { at: 0, why: "no meta page" }))?;
         Ok(Self { file, meta, owners: RefCell::default() })
     }
 
@@ -79,6 +70,16 @@ impl<'a> Db<'a> {
         let seen = *self.owners.borrow_mut().entry(id).or_insert(owner);
         if seen == owner { Ok(page) } else { Err(Corrupt { at: 0, why: "a page belongs to two buckets" }) }
     }
+}
+
+/// Both metas of a file, each valid or not.
+pub(super) fn metas(file: &[u8]) -> (Result<Meta, Corrupt>, Result<Meta, Corrupt>) {
+    let first = Meta::read(file, 0);
+    let second = match &first {
+        Ok(meta) => Meta::read(file, meta.page_size),
+        Err(_) => second_meta(file),
+    };
+    (first, second)
 }
 
 /// Looks for the second meta where a file of each page size would have it.

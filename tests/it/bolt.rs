@@ -1,7 +1,7 @@
 //! The bolt reader on databases that containerd wrote: every key and value, and what is left of damaged ones.
 
 use dewar::{
-    bolt::{Bucket, Db, Item},
+    bolt::{Bucket, Db, Item, check},
     corrupt::Corrupt,
     digest::Digest,
 };
@@ -127,4 +127,59 @@ fn a_branch_whose_children_are_all_itself_ends() {
     let started = std::time::Instant::now();
     let (_, errors) = read(&bytes).unwrap();
     assert!(!errors.is_empty() && started.elapsed() < std::time::Duration::from_secs(5));
+}
+
+#[test]
+fn databases_that_containerd_wrote_have_no_findings() {
+    for name in expected("bolt/expected.json").as_object().unwrap().keys() {
+        assert_eq!(check(&bolt(name)), [], "{name}");
+    }
+}
+
+#[test]
+fn every_damage_is_found_where_it_is() {
+    let damage = expected("bolt/damaged/expected.json");
+    let number = |key: &str| damage[key].as_u64().unwrap() as usize;
+    let size = number("page_size");
+    let found = |name: &str| check(&bolt(&format!("damaged/{name}")));
+    let has = |name: &str, at: Option<usize>, why: &str| {
+        let findings = found(name);
+        let is_it = |f: &Corrupt| f.why.contains(why) && at.is_none_or(|at| f.at == at);
+        assert!(findings.iter().any(is_it), "{name}: {findings:?}");
+    };
+    has("newest-meta-torn", None, "checksum");
+    assert_eq!(found("both-metas-bad").len(), 2);
+    has("cut-in-the-middle", Some(3 * size + size / 2), "the file ends before");
+    has("empty", None, "ends too soon");
+    has("no-database", None, "no bbolt magic");
+    has("page-zeroed", Some(number("zeroed") * size), "does not carry its own number");
+    has("looped-branch", Some(number("branch") * size), "twice");
+}
+
+/// Each field of each kind of page, changed: each change is one finding at its page.
+#[test]
+fn a_changed_field_is_a_finding() {
+    let whole = bolt("1.6.meta");
+    let u64_at = |at: usize| u64::from_le_bytes(whole[at..at + 8].try_into().unwrap());
+    let newest = if u64_at(64) > u64_at(4096 + 64) { 0 } else { 4096 };
+    let (root, free) = (u64_at(newest + 32) as usize * 4096, u64_at(newest + 48) as usize * 4096);
+    let cases: [(usize, u8, &str); 10] = [
+        (root, 0xff, "does not carry its own number"),
+        (root + 8, 0x01, ""),
+        (root + 8, 0x03, "neither a branch nor a leaf"),
+        (root + 10, 0x02, ""),
+        (root + 12, 0xff, "runs past the file"),
+        (root + 16, 0x02, "unknown flags"),
+        (root + 20, 0x11, "overlaps another or leaves a gap"),
+        (root + 24, 0x00, ""),
+        (free + 8, 0x02, "the page of free pages is none"),
+        (free + 16, 0xff, ""),
+    ];
+    for (at, byte, why) in cases {
+        let mut bytes = whole.clone();
+        assert_ne!(bytes[at], byte, "{at}");
+        bytes[at] = byte;
+        let findings = check(&bytes);
+        assert!(findings.iter().any(|f| f.why.contains(why)), "byte {at}: {findings:?}");
+    }
 }
