@@ -12,8 +12,11 @@
 
 mod check;
 mod page;
+mod salvage;
+pub mod schema;
 mod tree;
 mod walk;
 
 pub use check::check;
+pub use salvage::{Origin, Reading, Reason, removed};
 pub use tree::{Bucket, Db, Item};

@@ -268,7 +268,7 @@ impl<'a> Page<'a> {
         let data = match (before, behind) {
             (true, true) => true,
             (true, false) => moved(i + 1),
-            (false, true) => i > 0 && i + 1 < self.count || i > 0 && moved(i - 1),
+            (false, true) => i > 0 && (i + 1 < self.count || moved(i - 1)),
             (false, false) => false,
         };
         data && self.is_in_order(i)

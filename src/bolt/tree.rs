@@ -2,11 +2,12 @@
 
 use std::{
     cell::RefCell,
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, btree_map},
 };
 
 use super::{
     page::{BRANCH, HEADER, Meta, Page, u64_at},
+    salvage::{Entry, Found, Mended, Origin, Reading},
     walk::MAX_DEPTH,
 };
 use crate::corrupt::Corrupt;
@@ -15,8 +16,10 @@ use crate::corrupt::Corrupt;
 pub struct Db<'a> {
     file: &'a [u8],
     meta: Meta,
+    /// How a damaged file is read; without it each page is looked at when it is met.
+    reading: Option<&'a Reading>,
     /// Which bucket's tree a page was seen in. One page in two trees is damage, and would let a small file
-    /// make a walk of any length.
+    /// make a walk of any length. Not needed for a file that was looked through as a whole.
     owners: RefCell<HashMap<u64, u64>>,
 }
 
@@ -27,12 +30,15 @@ pub struct Bucket<'d> {
     root: Root<'d>,
     /// The counter behind `NextSequence`.
     pub sequence: u64,
+    /// How sure it is that it stood so in the newest commit.
+    pub origin: Origin,
 }
 
 #[derive(Clone, Copy)]
 enum Root<'d> {
     Page(u64),
     Inline(Page<'d>),
+    Mended(&'d Mended),
 }
 
 /// What stands under a key.
@@ -44,12 +50,19 @@ pub enum Item<'d> {
     Bucket(Bucket<'d>),
 }
 
+type Element<'d> = (&'d [u8], Item<'d>);
+
 impl<'a> Db<'a> {
     /// Opens a file's bytes: finds the page size and the newest valid meta (`db.go`, `getPageSize`, `meta`).
     pub fn open(file: &'a [u8]) -> Result<Self, Corrupt> {
         let (first, second) = metas(file);
         let meta = Meta::newest(first, second).ok_or(first.err().unwrap_or(Corrupt { at: 0, why: "no meta page" }))?;
-        Ok(Self { file, meta, owners: RefCell::default() })
+        Ok(Self { file, meta, reading: None, owners: RefCell::default() })
+    }
+
+    /// A file that was looked through before.
+    pub(super) fn read_by(file: &'a [u8], meta: Meta, reading: &'a Reading) -> Self {
+        Self { file, meta, reading: Some(reading), owners: RefCell::default() }
     }
 
     /// Which commit is read: transaction number and checksum of the meta page. Unchanged while the tree is.
@@ -59,16 +72,41 @@ impl<'a> Db<'a> {
 
     /// The bucket of buckets.
     pub fn root(&'a self) -> Bucket<'a> {
-        Bucket { db: self, root: Root::Page(self.meta.root), sequence: 0 }
+        let mended = self.reading.and_then(|reading| reading.mended.get(reading.root?));
+        let root = mended.map_or(Root::Page(self.meta.root), Root::Mended);
+        let origin = self.reading.map_or(Origin::Live, |reading| reading.origin);
+        Bucket { db: self, root, sequence: 0, origin }
     }
 
     fn page(&self, id: u64, owner: u64) -> Result<Page<'_>, Corrupt> {
         if id < 2 || id >= self.meta.high_water {
             return Err(Corrupt { at: 0, why: "a page number is outside the tree's pages" });
         }
+        if let Some(at) = self.lies_at(id) {
+            return self.page_at(at);
+        }
         let page = Page::of_file(self.file, self.meta.page_size, id)?;
+        if self.reading.is_some() {
+            return Ok(page);
+        }
         let seen = *self.owners.borrow_mut().entry(id).or_insert(owner);
         if seen == owner { Ok(page) } else { Err(Corrupt { at: 0, why: "a page belongs to two buckets" }) }
+    }
+
+    /// The bucket whose root is page `id`, wherever it hangs.
+    pub fn page_as_bucket(&'a self, id: u64) -> Bucket<'a> {
+        Bucket::at_page(self, id)
+    }
+
+    /// Where a page starts that does not lie in its own place.
+    pub(super) fn lies_at(&self, id: u64) -> Option<usize> {
+        let index = *self.reading?.displaced.get(&id)?;
+        usize::try_from(index).ok()?.checked_mul(self.meta.page_size)
+    }
+
+    /// The page that starts there.
+    pub(super) fn page_at(&self, at: usize) -> Result<Page<'a>, Corrupt> {
+        Page::at(self.file, self.meta.page_size, at)
     }
 }
 
@@ -89,9 +127,24 @@ fn second_meta(file: &[u8]) -> Result<Meta, Corrupt> {
     found.ok_or(Corrupt { at: 0, why: "neither meta page is valid" })
 }
 
+/// The worse of two: what hangs below an uncertain bucket is no surer than it.
+fn worse(above: Origin, own: Origin) -> Origin {
+    if own == Origin::Live { above } else { own }
+}
+
 impl<'d> Bucket<'d> {
+    /// The bucket whose root is page `id`, under whatever name.
+    pub(super) fn at_page(db: &'d Db<'d>, id: u64) -> Self {
+        Self { db, root: Root::Page(id), sequence: 0, origin: Origin::Live }
+    }
+
+    /// The same bucket, known to be so and no other way.
+    pub fn with_origin(self, origin: Origin) -> Self {
+        Self { origin, ..self }
+    }
+
     /// A bucket from its value in the parent's leaf; `at` is where the value starts in the file.
-    fn open(db: &'d Db<'d>, value: &'d [u8], at: usize) -> Result<Self, Corrupt> {
+    fn open(&self, value: &'d [u8], at: usize, origin: Origin) -> Result<Self, Corrupt> {
         let place = |e: Corrupt| Corrupt { at: at + e.at, ..e };
         let (root, sequence) = (u64_at(value, 0).map_err(place)?, u64_at(value, 8).map_err(place)?);
         // Root page 0 means the bucket is inline: its page follows the header in this value (bucket.go, openBucket).
@@ -99,48 +152,92 @@ impl<'d> Bucket<'d> {
             0 => Root::Inline(Page::inline(value.get(HEADER..).unwrap_or_default(), at + HEADER)?),
             id => Root::Page(id),
         };
-        Ok(Self { db, root, sequence })
+        Ok(Self { db: self.db, root, sequence, origin })
     }
 
-    fn root_page(&self) -> Result<Page<'d>, Corrupt> {
+    fn root_page(&self) -> Result<Option<Page<'d>>, Corrupt> {
         match self.root {
-            Root::Page(id) => self.db.page(id, id),
-            Root::Inline(page) => Ok(page),
+            Root::Page(id) => self.db.page(id, id).map(Some),
+            Root::Inline(page) => Ok(Some(page)),
+            Root::Mended(_) => Ok(None),
         }
     }
 
     fn child(&self, id: u64) -> Result<Page<'d>, Corrupt> {
         match self.root {
             Root::Page(owner) => self.db.page(id, owner),
-            Root::Inline(_) => Err(Corrupt { at: 0, why: "an inline bucket has a branch page" }),
+            _ => Err(Corrupt { at: 0, why: "an inline bucket has a branch page" }),
         }
     }
 
-    fn item(&self, page: Page<'d>, i: usize) -> Result<(&'d [u8], Item<'d>), Corrupt> {
+    fn item(&self, page: Page<'d>, i: usize, origin: Origin) -> Result<Element<'d>, Corrupt> {
         let leaf = page.leaf(i)?;
         let item = match leaf.is_bucket {
-            true => Item::Bucket(Bucket::open(self.db, leaf.value, leaf.at)?),
+            true => Item::Bucket(self.open(leaf.value, leaf.at, origin)?),
             false => Item::Value(leaf.value),
         };
         Ok((leaf.key, item))
     }
 
+    /// An entry that was put in anew.
+    fn entry(&self, entry: &Entry) -> Result<Item<'d>, Corrupt> {
+        let origin = worse(self.origin, entry.origin);
+        let bucket = |root| Item::Bucket(Bucket { db: self.db, root, sequence: 0, origin });
+        Ok(match entry.place {
+            Found::Element(at, i) => self.item(self.db.page_at(at)?, i, origin)?.1,
+            Found::Page(id) => bucket(Root::Page(id)),
+            Found::Mended(index) => {
+                let missing = Corrupt { at: 0, why: "a bucket was not put together" };
+                let mended = self.db.reading.and_then(|reading| reading.mended.get(index)).ok_or(missing)?;
+                bucket(Root::Mended(mended))
+            }
+        })
+    }
+
     /// What stands under `key`.
     pub fn get(&self, key: &[u8]) -> Result<Option<Item<'d>>, Corrupt> {
-        let mut page = self.root_page()?;
+        if let Root::Mended(mended) = self.root {
+            return self.get_mended(mended, key);
+        }
+        let Some(mut page) = self.root_page()? else { return Ok(None) };
         for _ in 0..MAX_DEPTH {
             if page.flags != BRANCH {
-                let at = partition(page.count, |i| Ok(page.leaf(i)?.key < key))?;
-                return match at < page.count && page.leaf(at)?.key == key {
-                    true => self.item(page, at).map(|(_, item)| Some(item)),
-                    false => Ok(None),
-                };
+                return self.get_in(&page, key);
             }
             // The last element that is not greater holds the key; below the first, the first (cursor.go, searchPage).
             let after = partition(page.count, |i| Ok(page.branch(i)?.0 <= key))?;
             page = self.child(page.branch(after.saturating_sub(1))?.1)?;
         }
         Err(Corrupt { at: 0, why: "the tree is too deep" })
+    }
+
+    fn get_in(&self, page: &Page<'d>, key: &[u8]) -> Result<Option<Item<'d>>, Corrupt> {
+        // Of a page that is damaged in part, what can be believed.
+        if self.db.reading.is_some_and(|reading| !reading.damage.is_empty()) && page.defect().is_some() {
+            let found = (0..page.count).find(|i| page.is_sound(*i) && page.key(*i) == Some(key));
+            return found.map(|i| self.item(*page, i, self.origin).map(|(_, item)| item)).transpose();
+        }
+        let at = partition(page.count, |i| Ok(page.leaf(i)?.key < key))?;
+        match at < page.count && page.leaf(at)?.key == key {
+            true => self.item(*page, at, self.origin).map(|(_, item)| Some(item)),
+            false => Ok(None),
+        }
+    }
+
+    fn get_mended(&self, mended: &'d Mended, key: &[u8]) -> Result<Option<Item<'d>>, Corrupt> {
+        if let Some(entry) = mended.entries.get(key) {
+            return self.entry(entry).map(Some);
+        }
+        // Leaves are in order of keys: the last that begins below the key has it.
+        let first =
+            |n: usize| Ok::<_, Corrupt>(self.db.page_at(mended.pages[n])?.key(0).is_some_and(|first| first <= key));
+        let behind = partition(mended.pages.len(), first)?;
+        for at in mended.pages[..behind].iter().rev().take(2) {
+            if let Some(item) = self.get_in(&self.db.page_at(*at)?, key)? {
+                return Ok(Some(item));
+            }
+        }
+        Ok(None)
     }
 
     /// The bucket under `key`, if there is one.
@@ -161,7 +258,12 @@ impl<'d> Bucket<'d> {
 
     /// All entries in key order. What cannot be read comes as an error, and the walk goes on behind it.
     pub fn iter(&self) -> Iter<'d> {
-        Iter { bucket: *self, stack: Vec::new(), seen: HashSet::new(), started: false, last: None }
+        let entries = match self.root {
+            Root::Mended(mended) => Some((mended, mended.entries.iter().peekable())),
+            _ => None,
+        };
+        let (stack, seen) = (Vec::new(), HashSet::new());
+        Iter { bucket: *self, entries, stack, seen, started: false, last: None }
     }
 
     /// The buckets right below this one, with their keys; plain values are passed over.
@@ -184,9 +286,13 @@ fn partition(count: usize, before: impl Fn(usize) -> Result<bool, Corrupt>) -> R
     Ok(low)
 }
 
+type Entries<'d> = std::iter::Peekable<btree_map::Iter<'d, Box<[u8]>, Entry>>;
+
 /// A walk through one bucket. Each page is entered once, so it ends after at most every element of the file.
 pub struct Iter<'d> {
     bucket: Bucket<'d>,
+    /// What was put in anew, and the leaves that are left, of a mended bucket.
+    entries: Option<(&'d Mended, Entries<'d>)>,
     /// Pages from the root down, each with its next element.
     stack: Vec<(Page<'d>, usize)>,
     seen: HashSet<u64>,
@@ -195,11 +301,21 @@ pub struct Iter<'d> {
 }
 
 impl<'d> Iter<'d> {
-    fn step(&mut self) -> Result<Option<(&'d [u8], Item<'d>)>, Corrupt> {
+    fn step(&mut self) -> Result<Option<Element<'d>>, Corrupt> {
         if !self.started {
             self.started = true;
-            self.stack.push((self.bucket.root_page()?, 0));
+            match &self.entries {
+                Some((mended, _)) => {
+                    let pages = mended.pages.iter().rev().filter_map(|at| self.bucket.db.page_at(*at).ok());
+                    self.stack.extend(pages.map(|page| (page, 0)));
+                }
+                None => self.stack.extend(self.bucket.root_page()?.map(|page| (page, 0))),
+            }
         }
+        if self.entries.is_some() { self.mended() } else { self.tree() }
+    }
+
+    fn tree(&mut self) -> Result<Option<Element<'d>>, Corrupt> {
         while let Some((page, next)) = self.stack.last_mut() {
             let (page, i) = (*page, *next);
             *next += 1;
@@ -210,10 +326,42 @@ impl<'d> Iter<'d> {
                 self.stack.push((child, 0));
             } else {
                 self.ascending(page.leaf(i)?.key)?;
-                return self.bucket.item(page, i).map(Some);
+                return self.bucket.item(page, i, self.bucket.origin).map(Some);
             }
         }
         Ok(None)
+    }
+
+    /// Two rows of keys in order, made one; what was put in anew replaces what it has the key of.
+    fn mended(&mut self) -> Result<Option<Element<'d>>, Corrupt> {
+        let Some((_, entries)) = &mut self.entries else { return Ok(None) };
+        while let Some((page, next)) = self.stack.last_mut() {
+            let (page, i) = (*page, *next);
+            let Some(key) = page.key(i).filter(|_| i < page.count) else {
+                *next += 1;
+                if i >= page.count {
+                    self.stack.pop();
+                }
+                continue;
+            };
+            if !(page.is_sound(i) || page.defect().is_none()) {
+                *next += 1;
+                continue;
+            }
+            match entries.peek().map(|(new, _)| new.as_ref().cmp(key)) {
+                Some(std::cmp::Ordering::Less) => break,
+                Some(std::cmp::Ordering::Equal) => {
+                    *next += 1;
+                    break;
+                }
+                _ => {
+                    *next += 1;
+                    return self.bucket.item(page, i, self.bucket.origin).map(Some);
+                }
+            }
+        }
+        let Some((key, entry)) = entries.next() else { return Ok(None) };
+        self.bucket.entry(entry).map(|item| Some((&key[..], item)))
     }
 
     fn descend(&mut self, id: u64) -> Result<Page<'d>, Corrupt> {
@@ -236,7 +384,7 @@ impl<'d> Iter<'d> {
 }
 
 impl<'d> Iterator for Iter<'d> {
-    type Item = Result<(&'d [u8], Item<'d>), Corrupt>;
+    type Item = Result<Element<'d>, Corrupt>;
 
     fn next(&mut self) -> Option<Self::Item> {
         self.step().transpose()

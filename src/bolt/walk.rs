@@ -41,8 +41,6 @@ impl Set {
 pub(super) struct Wound<'a> {
     pub low: Option<&'a [u8]>,
     pub high: Option<&'a [u8]>,
-    /// The page that should be there, if its number is known.
-    pub page: Option<u64>,
     pub why: Corrupt,
 }
 
@@ -133,7 +131,7 @@ impl<'a> Pages<'a> {
         let claimed = if depth < MAX_DEPTH { self.claim(id) } else { Err(deep) };
         let page = match claimed.and_then(|page| self.fits(page, low, high).map(|()| page)) {
             Ok(page) => page,
-            Err(why) => return found.wounds.push(Wound { low, high, page: Some(id), why }),
+            Err(why) => return found.wounds.push(Wound { low, high, why }),
         };
         let defect = page.defect();
         if page.flags == LEAF {
@@ -171,7 +169,7 @@ fn gaps<'a>(page: &Page<'a>, low: Option<&'a [u8]>, high: Option<&'a [u8]>, why:
         match page.key(i).filter(|_| page.is_sound(i)) {
             Some(key) => {
                 if is_open {
-                    wounds.push(Wound { low: from, high: Some(key), page: None, why });
+                    wounds.push(Wound { low: from, high: Some(key), why });
                 }
                 (from, is_open) = (Some(key), false);
             }
@@ -180,7 +178,7 @@ fn gaps<'a>(page: &Page<'a>, low: Option<&'a [u8]>, high: Option<&'a [u8]>, why:
     }
     // What stood behind the last element is unknown too, if the number of elements is in doubt.
     if is_open || wounds.is_empty() || !page.is_sound(0) {
-        wounds.push(Wound { low: from, high, page: None, why });
+        wounds.push(Wound { low: from, high, why });
     }
     wounds
 }

@@ -12,8 +12,9 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use jiff::Timestamp;
 
+use super::schema;
 use crate::{
-    bolt::{Bucket, Db},
+    bolt::{self, Bucket, Reading},
     corrupt::Corrupt,
     digest::Digest,
     error::{Error, In, Result},
@@ -29,6 +30,7 @@ const KNOWN_VERSIONS: std::ops::RangeInclusive<i64> = 1..=4;
 pub struct MetaDb {
     path: PathBuf,
     bytes: Vec<u8>,
+    reading: Reading,
 }
 
 /// A container's record.
@@ -103,8 +105,10 @@ impl MetaDb {
     pub fn read(host: &Host) -> Result<Self> {
         let path = Self::path(host);
         let bytes = database::read(host, &path).map_err(|e| explain(host, e))?;
-        let meta = Self { path, bytes };
-        let version = meta.with(|v1| v1.value("version")?.map_or(Ok(1), record::varint))?;
+        let reading = Reading::of(&bytes, &schema::META).within(&path)?;
+        let meta = Self { path, bytes, reading };
+        let version = meta.with(|v1| v1.value("version")?.map_or(Ok(1), record::varint));
+        let version = if meta.reading.damage.is_empty() { version? } else { version.unwrap_or(1) };
         if !KNOWN_VERSIONS.contains(&version) {
             return Err(Error::Unsupported {
                 what: format!(
@@ -120,12 +124,35 @@ impl MetaDb {
     /// Runs `read` on the bucket `v1`.
     fn with<T>(&self, read: impl FnOnce(Bucket<'_>) -> Result<T, Corrupt>) -> Result<T> {
         let open = || {
-            let db = Db::open(&self.bytes)?;
+            let db = self.reading.db(&self.bytes);
             let v1 =
                 db.root().bucket("v1")?.ok_or(Corrupt { at: 0, why: "no bucket v1: not a containerd database" })?;
             read(v1)
         };
         open().within(&self.path)
+    }
+
+    /// What is wrong with the part of the file that the newest commit needs: the first places, and how many more. What could
+    /// be read of it, is.
+    pub fn damage(&self) -> Vec<Error> {
+        database::damage(&self.path, &self.reading.damage)
+    }
+
+    /// Calls `each` with every record of a removed container whose pages are not yet used again. Which of several states of
+    /// it was the last cannot be told for sure; the newest by its own time is taken.
+    pub fn for_each_deleted(&self, mut each: impl FnMut(Container)) -> Result<()> {
+        let found = bolt::removed(&self.bytes, &schema::META, &schema::CONTAINER, &self.reading);
+        let db = self.reading.db(&self.bytes);
+        for (place, page) in found {
+            let [_, namespace, _, id] = place.as_slice() else { continue };
+            let why = "it was removed; its pages are not used again yet";
+            let bucket = db.page_as_bucket(page).with_origin(bolt::Origin::Deleted(bolt::Reason { page, why }));
+            let Ok(record) = container(namespace, id, &bucket) else { continue };
+            if self.container(&record.name).is_ok_and(|live| live.is_none()) {
+                each(record);
+            }
+        }
+        Ok(())
     }
 
     /// Calls `each` with every container record, in order of namespace and id; a record that cannot be read
@@ -218,8 +245,31 @@ fn container(namespace: &[u8], id: &[u8], record: &Bucket<'_>) -> Result<Contain
         spec: bytes(record, "spec")?,
         labels: record::texts(record, "labels")?,
         created_at: record.value("createdat")?.and_then(|bytes| record::time(bytes).ok()),
-        origin: Origin::Live,
+        origin: record.origin.into(),
     })
+}
+
+impl Origin {
+    /// Why the record is not the newest the database had; `None` if it is.
+    pub fn doubt(&self) -> Option<String> {
+        match self {
+            Self::Live => None,
+            Self::Stale(why) => Some(format!("an older state ({why})")),
+            Self::Salvaged(why) => Some(format!("salvaged ({why})")),
+            Self::Deleted(why) => Some(format!("deleted ({why})")),
+        }
+    }
+}
+
+impl From<bolt::Origin> for Origin {
+    fn from(origin: bolt::Origin) -> Self {
+        match origin {
+            bolt::Origin::Live => Self::Live,
+            bolt::Origin::Stale(reason) => Self::Stale(reason.to_string()),
+            bolt::Origin::Salvaged(reason) => Self::Salvaged(reason.to_string()),
+            bolt::Origin::Deleted(reason) => Self::Deleted(reason.to_string()),
+        }
+    }
 }
 
 fn identifier<T: std::str::FromStr>(bytes: &[u8]) -> Result<T, Corrupt> {

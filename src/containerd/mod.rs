@@ -3,4 +3,5 @@
 pub mod content;
 pub mod log;
 pub mod meta;
+mod schema;
 pub mod task;

@@ -14,6 +14,7 @@ use std::{
 use super::Host;
 use crate::{
     bolt::Db,
+    corrupt::Corrupt,
     error::{At, Error, In, Result},
 };
 
@@ -34,6 +35,15 @@ pub fn read(host: &Host, path: &Path) -> Result<Vec<u8>> {
         Err(TryLockError::Error(e)) if e.raw_os_error() == Some(nix::libc::ENOLCK) => consistent_copy(&mut file, path),
         Err(TryLockError::Error(e)) => Err(e).at("lock", path),
     }
+}
+
+/// What is wrong with the database at `path`, for its user: the first places, and how many more.
+pub fn damage(path: &Path, places: &[Corrupt]) -> Vec<Error> {
+    const SHOWN: usize = 3;
+    let first = places.iter().take(SHOWN).map(|source| Error::Corrupt { path: path.to_owned(), source: *source });
+    let more = places.len().saturating_sub(SHOWN);
+    let rest = (more > 0).then(|| Error::malformed(path, format!("{more} more places are damaged")));
+    first.chain(rest).collect()
 }
 
 /// Opens for reading without moving the access time, where we may (`O_NOATIME` is the owner's and root's).

@@ -55,7 +55,7 @@ pub struct Row {
 
 /// All containers, of one namespace if asked; and the records that could not be read.
 pub fn list(store: &Store, namespace: Option<&Namespace>) -> Result<(Vec<Row>, Vec<Error>)> {
-    let (mut rows, mut errors) = (Vec::new(), Vec::new());
+    let (mut rows, mut errors) = (Vec::new(), store.damage());
     store.for_each_container(|record| match record {
         Ok(record) if namespace.is_none_or(|ns| *ns == record.name.namespace) => {
             let (row, error) = row(&store.host, record);

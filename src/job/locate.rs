@@ -56,7 +56,7 @@ impl TaskState {
 
 /// Finds all places of a container.
 pub fn locate(store: &Store, container: Container) -> Result<Target> {
-    let mut findings = Vec::new();
+    let mut findings = doubts(store, &container);
     let spec = note(&mut findings, "the spec cannot be read, so no memory can be dumped", spec(&container));
     let image = note(&mut findings, "the base image is not in the bundle", image(store, &container));
     let files = note(&mut findings, "the container's files are not in the bundle", files(store, &container));
@@ -65,6 +65,13 @@ pub fn locate(store: &Store, container: Container) -> Result<Target> {
     findings.extend(damage.map(|e| format!("{}: other records are used instead", with_causes(&e))));
     let (rw, parent) = files.map_or((None, None), |(rw, parent)| (Some(rw), parent));
     Ok(Target { spec, image, rw, parent, task, log, findings, container })
+}
+
+/// What a damaged database makes uncertain.
+fn doubts(store: &Store, container: &Container) -> Vec<String> {
+    let used = |e: &Error| format!("{}: what could be read of it is used", with_causes(e));
+    let own = container.origin.doubt().map(|doubt| format!("the record of {} is {doubt}", container.name));
+    store.damage().iter().map(used).chain(own).collect()
 }
 
 fn note<T>(findings: &mut Vec<String>, consequence: &str, found: Result<T>) -> Option<T> {

@@ -2,7 +2,7 @@
 
 use crate::{
     containerd::meta::{Container, Image, MetaDb, SnapshotRecord},
-    error::Result,
+    error::{Error, Result},
     host::Host,
     id::{ContainerRef, Namespace, SnapshotKey},
 };
@@ -19,6 +19,16 @@ impl Store {
     pub fn open(host: Host) -> Result<Self> {
         let meta = MetaDb::read(&host)?;
         Ok(Self { host, meta })
+    }
+
+    /// What is wrong with the records' database; what could be read of it, is used.
+    pub fn damage(&self) -> Vec<Error> {
+        self.meta.damage()
+    }
+
+    /// Calls `each` with every removed container whose record is still found.
+    pub fn for_each_deleted(&self, each: impl FnMut(Container)) -> Result<()> {
+        self.meta.for_each_deleted(each)
     }
 
     /// Calls `each` with every container record, in order of namespace and id; a record that cannot be read

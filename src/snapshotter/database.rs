@@ -10,7 +10,10 @@ use std::{path::Path, sync::Arc};
 
 use super::Snapshot;
 use crate::{
-    bolt::{Bucket, Db},
+    bolt::{
+        Bucket, Reading,
+        schema::{Field, Kind, Others, VALUES},
+    },
     corrupt::Corrupt,
     error::{Error, In, Result},
     host::{Host, database},
@@ -21,6 +24,28 @@ use crate::{
 
 /// No image has so many layers (the kernel mounts at most 500); a longer chain is a loop or an attack.
 const MAX_PARENTS: usize = 4096;
+
+/// The whole database, for one that is damaged.
+static METADATA: Kind = Kind { required: &["v1"], ..Kind::parts("root", &[("v1", Field::Bucket(&V1))]) };
+static V1: Kind = Kind {
+    others: Others::Unknown,
+    ..Kind::parts("v1", &[("snapshots", Field::Bucket(&SNAPSHOTS)), ("parents", Field::Bucket(&VALUES))])
+};
+static SNAPSHOTS: Kind = Kind::map("snapshots", &SNAPSHOT);
+static SNAPSHOT: Kind = Kind::record(
+    "snapshot",
+    &[
+        ("id", Field::Value),
+        ("kind", Field::Value),
+        ("parent", Field::Value),
+        ("inodes", Field::Value),
+        ("size", Field::Value),
+        ("createdat", Field::Time),
+        ("updatedat", Field::Time),
+        ("labels", Field::Bucket(&VALUES)),
+    ],
+    &["createdat", "id", "kind", "updatedat"],
+);
 
 /// The snapshot `name` in the database of the snapshotter whose directory is `dir`, and its kind.
 pub(super) fn find(host: &Host, dir: &Path, name: &SnapshotName) -> Result<(Snapshot, Vec<u8>)> {
@@ -33,7 +58,8 @@ pub(super) fn find(host: &Host, dir: &Path, name: &SnapshotName) -> Result<(Snap
 }
 
 fn look_up(bytes: &[u8], name: &SnapshotName) -> Result<Option<(Snapshot, Vec<u8>)>, Corrupt> {
-    let db = Db::open(bytes)?;
+    let reading = Reading::of(bytes, &METADATA)?;
+    let db = reading.db(bytes);
     let Some(v1) = db.root().bucket("v1")? else { return Ok(None) };
     let Some(all) = v1.bucket("snapshots")? else { return Ok(None) };
     let Some(record) = all.bucket(&name.0)? else { return Ok(None) };

@@ -4,6 +4,8 @@
 mod bolt;
 /// `checkpoint` of containers without a live task.
 mod checkpoint;
+/// Damaged databases: what is left is listed, and nothing that never was.
+mod damage;
 /// Same stores, same name, same time: the same bytes.
 mod determinism;
 /// Bad input: what is said, and that nothing half-written stays.
