@@ -75,9 +75,9 @@ pub fn read(tree: &RwLayer) -> Result<Option<Entries>> {
         RwLayer::Tree { dir } => (dir, false),
         RwLayer::Overlay { .. } | RwLayer::Trees { .. } => return Ok(None),
     };
-    let root = Node::open(dir).at("open", dir)?;
+    let root = Node::open(dir).at("open", dir.name())?;
     let mut reader = Reader { top: root.meta.clone(), is_overlay, held: 0, all: Vec::new() };
-    let is_whole = reader.walk(&root).at("read", dir)?;
+    let is_whole = reader.walk(&root).at("read", dir.name())?;
     interrupt::check()?;
     Ok(is_whole.then_some(Entries { root, all: reader.all }))
 }

@@ -4,10 +4,13 @@
 //! at the first layer that has a whiteout or anything but a directory. A redirect makes the search go on under another
 //! name, or from the roots under another path.
 
-use std::{collections::BTreeSet, io, path::PathBuf, rc::Rc};
+use std::{collections::BTreeSet, io, rc::Rc};
 
 use super::marks::{Mark, Marks};
-use crate::tree::{Kind, Node, Packer};
+use crate::{
+    snapshotter::Root,
+    tree::{Kind, Node, Packer},
+};
 
 /// Beyond so many descriptors the merged directories farthest above are let go; they are looked up again when needed.
 const MAX_HELD: usize = 256;
@@ -58,15 +61,19 @@ enum Want {
 
 impl Lowers {
     /// Opens the layers, topmost first. One that cannot be opened is noted.
-    pub fn open(paths: &[PathBuf], marks: Marks, packer: &mut Packer) -> Self {
+    pub fn open(paths: &[Root], marks: Marks, packer: &mut Packer) -> Self {
         let (mut roots, mut is_incomplete) = (Vec::new(), false);
-        for (layer, path) in paths.iter().enumerate() {
-            match Node::open(path) {
+        for (layer, root) in paths.iter().enumerate() {
+            let opened = match root.why_absent() {
+                Some(why) => Err(io::Error::other(why.to_owned())),
+                None => Node::open(root),
+            };
+            match opened {
                 Ok(node) if node.meta.kind == Kind::Directory => roots.push(Found { layer, node }),
                 Ok(_) => is_incomplete = true,
                 Err(e) => {
                     is_incomplete = true;
-                    packer.warn(b"", format!("the layer below in {} cannot be opened: {e}", path.display()));
+                    packer.warn(b"", format!("the layer below in {} cannot be opened: {e}", root.name().display()));
                 }
             }
         }

@@ -27,7 +27,7 @@ use crate::{
     error::{At, Error, Result},
     freeze::Still,
     layout::Staging,
-    snapshotter::RwLayer,
+    snapshotter::{Root, RwLayer},
     sparse::SparseFile,
     tree::{Held, Kind, Listed, Node, Packer, Summary, Why, plain},
 };
@@ -85,11 +85,11 @@ pub fn list(rw: &RwLayer, each: &mut dyn FnMut(Listed<'_>) -> Result<()>) -> Res
 }
 
 fn pack(rw: &RwLayer, packer: &mut Packer) -> Result<()> {
-    let directory = |path| {
-        let root = Node::open(path).at("open", path)?;
-        match root.meta.kind {
-            Kind::Directory => Ok(root),
-            _ => Err(Error::malformed(path, "the root of a snapshot is no directory")),
+    let directory = |root: &Root| {
+        let node = Node::open(root).at("open", root.name())?;
+        match node.meta.kind {
+            Kind::Directory => Ok(node),
+            _ => Err(Error::malformed(root.name(), "the root of a snapshot is no directory")),
         }
     };
     match rw {

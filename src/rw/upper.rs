@@ -1,10 +1,6 @@
 //! The upperdir of an overlay, entry by entry, as a layer.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{io, sync::Arc};
 
 use super::{
     MARK, OPAQUE_MARK,
@@ -16,6 +12,7 @@ use crate::{
     error::{At, Error, Result},
     idmap::IdMap,
     interrupt,
+    snapshotter::Root,
     tree::{Dir, Kind, Meta, Node, Packer, Steps, Why, plain},
 };
 
@@ -58,12 +55,12 @@ struct Walk<'p, 'a> {
 }
 
 /// Writes what the upperdir at `upper` changes in `lowers`, topmost first.
-pub fn pack(upper: &Path, lowers: &[PathBuf], ids: Option<&Arc<IdMap>>, packer: &mut Packer) -> Result<()> {
-    let root = Node::open_mapped(upper, ids.cloned()).at("open", upper)?;
+pub fn pack(upper: &Root, lowers: &[Root], ids: Option<&Arc<IdMap>>, packer: &mut Packer) -> Result<()> {
+    let root = Node::open_mapped(upper, ids.cloned()).at("open", upper.name())?;
     if root.meta.kind != Kind::Directory {
-        return Err(Error::malformed(upper, "the upperdir is no directory"));
+        return Err(Error::malformed(upper.name(), "the upperdir is no directory"));
     }
-    let marks = Marks::of(upper).at("look at", upper)?;
+    let marks = Marks::of(upper).at("look at", upper.name())?;
     if marks == Marks::Trusted && !rustix::process::geteuid().is_root() {
         packer.warn(b"", "only root can see overlay's marks: directories that hide the image's may be missing");
     }

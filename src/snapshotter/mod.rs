@@ -10,15 +10,26 @@ use std::{
 
 use crate::{
     corrupt::Corrupt,
-    error::{Error, In, Result},
+    error::{At, Error, In, Result},
     host::Host,
     id::{SnapshotId, SnapshotName},
     idmap::IdMap,
 };
 
+mod blockfile;
+mod btrfs;
 mod database;
-pub mod native;
-pub mod overlay;
+mod devmapper;
+mod erofs;
+mod live;
+mod mount;
+mod native;
+mod overlay;
+mod root;
+mod superblock;
+
+use mount::Mounts;
+pub use root::Root;
 
 /// Where a container's own changes lie, whatever the snapshotter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,25 +37,25 @@ pub enum RwLayer {
     /// An overlay mount: changes in `upper`, the image in `lowers`, nearest first.
     Overlay {
         /// The upperdir.
-        upper: PathBuf,
+        upper: Root,
         /// The lowerdirs, topmost first.
-        lowers: Vec<PathBuf>,
+        lowers: Vec<Root>,
         /// How owners in the upperdir are mapped back, if the snapshot was made for a user namespace.
         ids: Option<Arc<IdMap>>,
     },
     /// Two whole trees: the image's, and the container's.
     Trees {
         /// What the container began with.
-        base: PathBuf,
+        base: Root,
         /// What it made of it.
-        active: PathBuf,
+        active: Root,
         /// `active` was copied from `base` file by file: the times of its directories are those of the copying.
         is_copy: bool,
     },
     /// A whole tree with no image below it.
     Tree {
         /// The tree.
-        dir: PathBuf,
+        dir: Root,
     },
 }
 
@@ -59,24 +70,63 @@ pub struct Snapshot {
     pub ids: Option<Arc<IdMap>>,
 }
 
-/// Finds the rw layer of a snapshot below the snapshotter's directory.
-type Resolve = fn(&Path, &Snapshot) -> Result<RwLayer>;
+/// A snapshot, and where to look for it.
+struct Place<'a> {
+    /// The file systems of the store that are mounted to be read.
+    pub mounts: &'a Mounts<'a>,
+    /// The snapshotter's directory.
+    pub dir: &'a Path,
+    /// Which one.
+    pub snapshot: &'a Snapshot,
+    /// A container's; else a committed one.
+    pub is_active: bool,
+}
+
+/// Where a snapshot's files are, and what is not as it should be with them.
+pub struct Found {
+    /// The files.
+    pub rw: RwLayer,
+    /// Each with its consequence.
+    pub findings: Vec<String>,
+}
+
+impl Found {
+    /// All is as it should be.
+    fn whole(rw: RwLayer) -> Self {
+        Self { rw, findings: Vec::new() }
+    }
+}
+
+/// Finds the files of a snapshot.
+type Resolve = fn(&Place) -> Result<Found>;
+
+/// The names of the snapshotters we can read.
+pub fn names<'a>() -> impl Iterator<Item = &'a str> {
+    TABLE.iter().map(|(name, _)| *name)
+}
 
 /// The snapshotters we can read, by containerd's name for them.
-pub const TABLE: &[(&str, Resolve)] = &[("native", native::resolve), ("overlayfs", overlay::resolve)];
+const TABLE: &[(&str, Resolve)] = &[
+    ("native", native::resolve),
+    ("overlayfs", overlay::resolve),
+    ("btrfs", btrfs::resolve),
+    ("blockfile", blockfile::resolve),
+    ("devmapper", devmapper::resolve),
+    ("erofs", erofs::resolve),
+];
 
 /// Kinds of snapshot (`core/snapshots/snapshotter.go`).
 const ACTIVE: &[u8] = &[2];
 const COMMITTED: &[u8] = &[3];
 
 /// The rw layer of the active snapshot `name`.
-pub fn rw_layer(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<RwLayer> {
+pub fn rw_layer(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<Found> {
     let (dir, resolve, snapshot, kind) = look_up(host, snapshotter, name)?;
     if kind != ACTIVE {
         let active = Corrupt { at: 0, why: "the container's snapshot is not an active one" };
         return Err(active).within(dir.join("metadata.db"));
     }
-    resolve(&dir, &snapshot)
+    resolve(&Place { mounts: &Mounts::of(host), dir: &dir, snapshot: &snapshot, is_active: true })
 }
 
 /// The committed layers that the snapshot `name` stands on, bottom first; a committed one is itself the last of them.
@@ -85,8 +135,18 @@ pub fn layers(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<Vec
     if kind == COMMITTED {
         parents.insert(0, id);
     }
-    let with_parents = |at: usize| Snapshot { id: parents[at], parents: parents[at + 1..].to_vec(), ids: None };
-    (0..parents.len()).rev().map(|at| resolve(&dir, &with_parents(at))).collect()
+    let mounts = Mounts::of(host);
+    let layer = |at: usize| {
+        let snapshot = Snapshot { id: parents[at], parents: parents[at + 1..].to_vec(), ids: None };
+        resolve(&Place { mounts: &mounts, dir: &dir, snapshot: &snapshot, is_active: false }).map(|found| found.rw)
+    };
+    (0..parents.len()).rev().map(layer).collect()
+}
+
+/// The directory `path`, if it can be listed.
+fn directory(path: PathBuf) -> Result<PathBuf> {
+    path.read_dir().at("read", &path)?;
+    Ok(path)
 }
 
 /// The snapshotter's directory, how it is read, and the snapshot with its kind.
@@ -94,7 +154,7 @@ fn look_up(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<(PathB
     let Some((_, resolve)) = TABLE.iter().find(|(known, _)| *known == snapshotter) else {
         return Err(Error::Unsupported {
             what: format!("snapshotter {snapshotter:?} is not supported, so the container's files cannot be read"),
-            hint: format!("supported: {}", TABLE.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")),
+            hint: format!("supported: {}", names().collect::<Vec<_>>().join(", ")),
         });
     };
     let dir = host.snapshotter_dir(snapshotter);

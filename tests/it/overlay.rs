@@ -131,7 +131,11 @@ impl Stack {
 
     /// The last layer, as the snapshotter would describe it.
     pub fn rw(&self) -> RwLayer {
-        RwLayer::Overlay { upper: self.upper(), lowers: self.lowers(), ids: None }
+        RwLayer::Overlay {
+            upper: self.upper().into(),
+            lowers: self.lowers().into_iter().map(Into::into).collect(),
+            ids: None,
+        }
     }
 
     /// What the kernel shows of all layers, freshly mounted.
@@ -181,7 +185,7 @@ impl Stack {
         self.with_base(|base| {
             let (base, active) = (base.to_owned(), active.path().to_owned());
             let mut layer = Vec::new();
-            let trees = RwLayer::Trees { base, active, is_copy: false };
+            let trees = RwLayer::Trees { base: base.into(), active: active.into(), is_copy: false };
             let summary = rw::write_layer(&trees, &mut layer).unwrap();
             (layer, summary)
         })

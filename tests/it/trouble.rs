@@ -28,9 +28,9 @@ fn write(way: &str, dir: &Path, out: &mut dyn Write) -> Summary {
     let empty = tempfile::tempdir().unwrap();
     let base = empty.path().to_owned();
     let layer = match way {
-        "upperdir" => RwLayer::Overlay { upper: dir.to_owned(), lowers: vec![base], ids: None },
-        "tree" => RwLayer::Tree { dir: dir.to_owned() },
-        "trees" => RwLayer::Trees { base, active: dir.to_owned(), is_copy: false },
+        "upperdir" => RwLayer::Overlay { upper: dir.to_owned().into(), lowers: vec![base.into()], ids: None },
+        "tree" => RwLayer::Tree { dir: dir.to_owned().into() },
+        "trees" => RwLayer::Trees { base: base.into(), active: dir.to_owned().into(), is_copy: false },
         _ => {
             let source = binds::open_in_root(dir.parent().unwrap(), dir.file_name().unwrap().to_str().unwrap());
             return binds::write_bind(&source.unwrap(), "/data", out).unwrap();
