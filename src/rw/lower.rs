@@ -64,11 +64,12 @@ impl Lowers {
     pub fn open(paths: &[Root], marks: Marks, packer: &mut Packer) -> Self {
         let (mut roots, mut is_incomplete) = (Vec::new(), false);
         for (layer, root) in paths.iter().enumerate() {
-            let opened = match root.why_absent() {
-                Some(why) => Err(io::Error::other(why.to_owned())),
-                None => Node::open(root),
-            };
-            match opened {
+            // That it is not here is known, and has been told.
+            if root.why_absent().is_some() {
+                is_incomplete = true;
+                continue;
+            }
+            match Node::open(root) {
                 Ok(node) if node.meta.kind == Kind::Directory => roots.push(Found { layer, node }),
                 Ok(_) => is_incomplete = true,
                 Err(e) => {
@@ -145,6 +146,8 @@ impl Lowers {
         for found in self.here()? {
             names.extend(found.node.dir()?.names()?);
         }
+        let marks = self.marks;
+        names.retain(|name| marks.mark(name).is_none());
         Ok(names)
     }
 
@@ -225,7 +228,10 @@ impl<'a> Search<'a> {
         let mut at: Option<Node> = None;
         for (i, part) in parts.iter().enumerate() {
             let dir = at.as_ref().unwrap_or(base);
-            let Some(node) = child(dir, part)? else { return Ok(None) };
+            let Some(node) = child(dir, part)? else {
+                self.is_over |= self.marks.is_deleted(dir, part)?;
+                return Ok(None);
+            };
             if !self.step(&node, &parts, i)? {
                 return Ok(None);
             }

@@ -93,7 +93,7 @@ fn pack(rw: &RwLayer, packer: &mut Packer) -> Result<()> {
         }
     };
     match rw {
-        RwLayer::Overlay { upper, lowers, ids } => upper::pack(upper, lowers, ids.as_ref(), packer),
+        RwLayer::Overlay { upper, lowers, ids, driver } => upper::pack(upper, lowers, ids.as_ref(), *driver, packer),
         RwLayer::Trees { base, active, is_copy } => {
             walk::pack(&directory(base)?, &directory(active)?, *is_copy, packer)
         }
@@ -133,6 +133,6 @@ fn refuse(path: &[u8]) -> Option<Why> {
 
 /// Overlay's own attributes never leave the machine: in another overlay they would come alive.
 fn judge(name: &[u8]) -> Held {
-    let is_overlay = name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
-    if is_overlay { Held::Dropped } else { Held::Kept }
+    let prefixes: [&[u8]; 3] = [b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs."];
+    if prefixes.iter().any(|prefix| name.starts_with(prefix)) { Held::Dropped } else { Held::Kept }
 }

@@ -8,7 +8,7 @@ use crate::{error::Result, id::SnapshotId};
 
 /// The copy is one of blocks: it begins as its parent, the times of directories too.
 pub fn resolve(place: &Place) -> Result<Found> {
-    let open = |id: SnapshotId, writers| place.mounts.file(&place.dir.join("snapshots").join(id.to_string()), writers);
+    let open = |id: SnapshotId, writers| place.mounts.file(&place.folder(id), writers);
     let active = open(place.snapshot.id, if place.is_active { Writers::Possible } else { Writers::None })?;
     let Some(parent) = place.snapshot.parents.first() else {
         return Ok(Found { rw: RwLayer::Tree { dir: active.root }, findings: active.findings });

@@ -10,7 +10,7 @@
 use std::path::PathBuf;
 
 use super::{
-    Found, Place, Root, RwLayer, directory,
+    Driver, Found, Place, Root, directory,
     mount::{Mounted, Writers},
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
 
 /// The layers are mounted to be read; the upperdir lies in the store, or in a file system of its own.
 pub fn resolve(place: &Place) -> Result<Found> {
-    let folder = place.dir.join("snapshots").join(place.snapshot.id.to_string());
+    let folder = place.folder(place.snapshot.id);
     let Mounted { root: upper, mut findings } = if !place.is_active {
         layer(place, place.snapshot.id)?
     } else if folder.join("rwlayer.img").symlink_metadata().is_ok() {
@@ -35,13 +35,11 @@ pub fn resolve(place: &Place) -> Result<Found> {
         lowers.push(below.root);
         findings.extend(below.findings);
     }
-    let ids = place.snapshot.ids.clone();
-    let rw = if lowers.is_empty() { RwLayer::Tree { dir: upper } } else { RwLayer::Overlay { upper, lowers, ids } };
-    Ok(Found { rw, findings })
+    Ok(Found::overlay(place, Driver::Kernel, upper, lowers, findings))
 }
 
 fn layer(place: &Place, id: SnapshotId) -> Result<Mounted> {
-    let file: PathBuf = place.dir.join("snapshots").join(id.to_string()).join("layer.erofs");
+    let file: PathBuf = place.folder(id).join("layer.erofs");
     // Some administrators keep layers elsewhere (`layer_content_caches`, 2.3 and newer).
     if let Ok(target) = file.read_link() {
         return Err(Error::Unsupported {

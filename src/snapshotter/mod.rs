@@ -25,8 +25,10 @@ mod live;
 mod mount;
 mod native;
 mod overlay;
+mod remote;
 mod root;
 mod superblock;
+mod zfs;
 
 use mount::Mounts;
 pub use root::Root;
@@ -42,6 +44,8 @@ pub enum RwLayer {
         lowers: Vec<Root>,
         /// How owners in the upperdir are mapped back, if the snapshot was made for a user namespace.
         ids: Option<Arc<IdMap>>,
+        /// Whose marks are in the directories.
+        driver: Driver,
     },
     /// Two whole trees: the image's, and the container's.
     Trees {
@@ -57,6 +61,15 @@ pub enum RwLayer {
         /// The tree.
         dir: Root,
     },
+}
+
+/// Who merges an overlay's directories: they mark deletions differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// The kernel's overlayfs.
+    Kernel,
+    /// The program fuse-overlayfs.
+    Fuse,
 }
 
 /// An active snapshot and what it stands on.
@@ -82,6 +95,13 @@ struct Place<'a> {
     pub is_active: bool,
 }
 
+impl Place<'_> {
+    /// What most snapshotters have of the snapshot with that number.
+    fn folder(&self, id: SnapshotId) -> PathBuf {
+        self.dir.join("snapshots").join(id.to_string())
+    }
+}
+
 /// Where a snapshot's files are, and what is not as it should be with them.
 pub struct Found {
     /// The files.
@@ -94,6 +114,16 @@ impl Found {
     /// All is as it should be.
     fn whole(rw: RwLayer) -> Self {
         Self { rw, findings: Vec::new() }
+    }
+
+    /// An overlay; without parents all of them bind the upperdir instead, and marks mean nothing there.
+    fn overlay(place: &Place, driver: Driver, upper: Root, lowers: Vec<Root>, findings: Vec<String>) -> Self {
+        let ids = place.snapshot.ids.clone();
+        let rw = match lowers.is_empty() {
+            true => RwLayer::Tree { dir: upper },
+            false => RwLayer::Overlay { upper, lowers, ids, driver },
+        };
+        Self { rw, findings }
     }
 }
 
@@ -108,11 +138,17 @@ pub fn names<'a>() -> impl Iterator<Item = &'a str> {
 /// The snapshotters we can read, by containerd's name for them.
 const TABLE: &[(&str, Resolve)] = &[
     ("native", native::resolve),
-    ("overlayfs", overlay::resolve),
+    ("overlayfs", overlay::kernel),
     ("btrfs", btrfs::resolve),
     ("blockfile", blockfile::resolve),
     ("devmapper", devmapper::resolve),
     ("erofs", erofs::resolve),
+    ("fuse-overlayfs", overlay::fuse),
+    ("nydus", remote::resolve),
+    ("overlaybd", remote::resolve),
+    ("soci", remote::resolve),
+    ("stargz", remote::resolve),
+    ("zfs", zfs::resolve),
 ];
 
 /// Kinds of snapshot (`core/snapshots/snapshotter.go`).
@@ -149,15 +185,46 @@ fn directory(path: PathBuf) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Directories that proxy plugins choose for themselves (stargz-snapshotter `cmd/containerd-stargz-grpc/main.go`,
+/// soci-snapshotter `config`, accelerated-container-image `docs`); others are where containerd's own would be.
+const PLACES: &[(&str, &str)] = &[
+    ("overlaybd", "var/lib/overlaybd"),
+    ("soci", "var/lib/soci-snapshotter-grpc/snapshotter"),
+    ("stargz", "var/lib/containerd-stargz-grpc/snapshotter"),
+];
+
+/// Where it keeps its snapshots: where the configuration says, else where it usually does.
+fn directory_of(host: &Host, snapshotter: &str) -> PathBuf {
+    let usual = host.snapshotter_dir(snapshotter);
+    if host.snapshotters.contains_key(snapshotter) || usual.join("metadata.db").exists() {
+        return usual;
+    }
+    let top = host.sysroot.as_deref().unwrap_or("/".as_ref());
+    let others = PLACES.iter().filter(|(name, _)| *name == snapshotter).map(|(_, place)| top.join(place));
+    others.into_iter().find(|dir| dir.join("metadata.db").exists()).unwrap_or(usual)
+}
+
+/// Directories that look like another snapshotter's may mean something else: nothing is guessed.
+fn unknown(host: &Host, snapshotter: &str) -> Error {
+    let dir = host.snapshotter_dir(snapshotter);
+    let why = match dir.join("metadata.db").exists() {
+        true => format!("what its directories in {} mean is not known", dir.display()),
+        false => "where it keeps its snapshots is not on record".into(),
+    };
+    Error::Unsupported {
+        what: format!(
+            "snapshotter {snapshotter:?} is not supported, because {why}, so the container's files cannot be read"
+        ),
+        hint: format!("supported: {}", names().collect::<Vec<_>>().join(", ")),
+    }
+}
+
 /// The snapshotter's directory, how it is read, and the snapshot with its kind.
 fn look_up(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<(PathBuf, Resolve, Snapshot, Vec<u8>)> {
     let Some((_, resolve)) = TABLE.iter().find(|(known, _)| *known == snapshotter) else {
-        return Err(Error::Unsupported {
-            what: format!("snapshotter {snapshotter:?} is not supported, so the container's files cannot be read"),
-            hint: format!("supported: {}", names().collect::<Vec<_>>().join(", ")),
-        });
+        return Err(unknown(host, snapshotter));
     };
-    let dir = host.snapshotter_dir(snapshotter);
+    let dir = directory_of(host, snapshotter);
     let (snapshot, kind) = database::find(host, &dir, name)?;
     Ok((dir, *resolve, snapshot, kind))
 }

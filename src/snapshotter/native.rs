@@ -6,7 +6,7 @@ use crate::{error::Result, id::SnapshotId};
 /// The copying sets the times of directories that have something in them anew (seen with 1.6 to 2.1: continuity's `CopyDir`).
 /// Without a parent the folder is all there is.
 pub fn resolve(place: &Place) -> Result<Found> {
-    let folder = |id: SnapshotId| directory(place.dir.join("snapshots").join(id.to_string())).map(Root::from);
+    let folder = |id: SnapshotId| directory(place.folder(id)).map(Root::from);
     let active = folder(place.snapshot.id)?;
     Ok(Found::whole(match place.snapshot.parents.first() {
         Some(parent) => RwLayer::Trees { base: folder(*parent)?, active, is_copy: true },

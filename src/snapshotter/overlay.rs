@@ -1,18 +1,22 @@
-//! overlayfs: `snapshots/<id>/fs` is the upperdir, the parents' are the lowerdirs (`plugins/snapshots/overlay`).
+//! overlayfs and fuse-overlayfs: `snapshots/<id>/fs` is the upperdir, the parents' are the lowerdirs
+//! (`plugins/snapshots/overlay`; containerd/fuse-overlayfs-snapshotter).
 
-use super::{Found, Place, Root, RwLayer, directory};
+use super::{Driver, Found, Place, Root, directory};
 use crate::{error::Result, id::SnapshotId};
 
-/// Without parents containerd binds the folder instead of mounting an overlay, so whiteouts mean nothing there.
-pub fn resolve(place: &Place) -> Result<Found> {
-    let folder =
-        |id: SnapshotId| directory(place.dir.join("snapshots").join(id.to_string()).join("fs")).map(Root::from);
+/// The kernel's overlayfs.
+pub fn kernel(place: &Place) -> Result<Found> {
+    resolve(place, Driver::Kernel)
+}
+
+/// The program: a proxy plugin, mostly of daemons without root.
+pub fn fuse(place: &Place) -> Result<Found> {
+    resolve(place, Driver::Fuse)
+}
+
+fn resolve(place: &Place, driver: Driver) -> Result<Found> {
+    let folder = |id: SnapshotId| directory(place.folder(id).join("fs")).map(Root::from);
     let upper = folder(place.snapshot.id)?;
     let lowers = place.snapshot.parents.iter().map(|id| folder(*id)).collect::<Result<Vec<_>>>()?;
-    let ids = place.snapshot.ids.clone();
-    Ok(Found::whole(if lowers.is_empty() {
-        RwLayer::Tree { dir: upper }
-    } else {
-        RwLayer::Overlay { upper, lowers, ids }
-    }))
+    Ok(Found::overlay(place, driver, upper, lowers, Vec::new()))
 }

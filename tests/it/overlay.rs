@@ -12,7 +12,13 @@ use std::{
     process::Command,
 };
 
-use dewar::{digest::Digest, rw, snapshotter::RwLayer, sparse::SparseFile, tree::Summary};
+use dewar::{
+    digest::Digest,
+    rw,
+    snapshotter::{Driver, RwLayer},
+    sparse::SparseFile,
+    tree::Summary,
+};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags};
 
@@ -135,6 +141,7 @@ impl Stack {
             upper: self.upper().into(),
             lowers: self.lowers().into_iter().map(Into::into).collect(),
             ids: None,
+            driver: Driver::Kernel,
         }
     }
 

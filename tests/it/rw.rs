@@ -9,7 +9,7 @@ use std::{
 
 use dewar::{
     binds, rw,
-    snapshotter::RwLayer,
+    snapshotter::{Driver, RwLayer},
     tree::{Summary, Why},
 };
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, makedev, mknodat, utimensat};
@@ -143,9 +143,11 @@ fn plain_files_need_no_privileges_and_come_in_order() {
         fs::write(file, "content").unwrap();
     }
     let mut layer = Vec::new();
-    let summary =
-        rw::write_layer(&RwLayer::Overlay { upper: upper.into(), lowers: vec![lower.into()], ids: None }, &mut layer)
-            .unwrap();
+    let summary = rw::write_layer(
+        &RwLayer::Overlay { upper: upper.into(), lowers: vec![lower.into()], ids: None, driver: Driver::Kernel },
+        &mut layer,
+    )
+    .unwrap();
     assert_eq!(names(&layer), ["a", "b/", "b/new", "b!/", "b!/x", "b.c"]);
     assert_eq!((summary.files, summary.directories, summary.bytes), (4, 2, 28));
     assert_eq!((summary.left_out.len(), summary.warnings.len()), (0, 0));

@@ -15,7 +15,7 @@ use std::{
 
 use dewar::{
     rw,
-    snapshotter::RwLayer,
+    snapshotter::{Driver, RwLayer},
     tree::{Summary, Why},
 };
 use nix::{
@@ -257,6 +257,7 @@ impl World {
             upper: last.join("fs").into(),
             lowers: self.lowers().into_iter().map(Into::into).collect(),
             ids: None,
+            driver: Driver::Kernel,
         }
     }
 
