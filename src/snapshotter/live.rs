@@ -110,7 +110,7 @@ fn taken(mount: &Mount) -> io::Result<OwnedFd> {
 /// The loop device that has `file` for writing, by losetup(8). sysfs tells the file's path only, which in another mount
 /// namespace may mean another file.
 fn loop_device(file: &Metadata) -> Option<(u32, u32)> {
-    let columns = ["--list", "--noheadings", "--raw", "--output", "MAJ:MIN,RO,BACK-MAJ:MIN,BACK-INO"];
+    let columns = ["--list", "--noheadings", "--output", "MAJ:MIN,RO,BACK-MAJ:MIN,BACK-INO"];
     // Without the program nothing can be told, and mount(8) will refuse a file that is attached for writing.
     let run = Command::new("losetup").args(columns).env("LC_ALL", "C").stdin(Stdio::null()).output().ok()?;
     String::from_utf8_lossy(&run.stdout).lines().find_map(|line| attached(line, file.dev(), file.ino()))

@@ -51,7 +51,16 @@ pub fn resolve(place: &Place) -> Result<Found> {
             hint: "while it is attached its files are in the container itself: copy them from there".into(),
         });
     }
-    let upper = if place.is_active { own.join("fs") } else { layer(place, place.snapshot.id, &labels)?.to_path_buf() };
+    let upper: Root = match place.is_active {
+        true => directory(own.join("fs"))?.into(),
+        false => layer(place, place.snapshot.id, &labels)?,
+    };
+    if let Some(name) = upper.why_absent() {
+        return Err(Error::NotFound {
+            what: format!("layer {name} in {}", upper.display()),
+            hint: "it is remote: the registry has it".into(),
+        });
+    }
     let lowers: Vec<Root> =
         place.snapshot.parents.iter().map(|id| layer(place, *id, &labels)).collect::<Result<_>>()?;
     let remote: Vec<&str> = lowers.iter().filter_map(Root::why_absent).collect();
@@ -65,7 +74,7 @@ pub fn resolve(place: &Place) -> Result<Found> {
         )
     });
     let findings = findings.into_iter().collect();
-    Ok(Found::overlay(place, Driver::Kernel, directory(upper)?.into(), lowers, findings))
+    Ok(Found::overlay(place, Driver::Kernel, upper, lowers, findings))
 }
 
 /// A committed layer; absent if it is remote.

@@ -43,6 +43,8 @@ pub enum Flavour {
     Metacopy,
     /// As containerd does in a user namespace.
     User,
+    /// Not the kernel's: the program fuse-overlayfs.
+    Fuse,
 }
 
 impl Flavour {
@@ -57,6 +59,7 @@ impl Flavour {
             Self::Redirect => "index=off,redirect_dir=on,metacopy=off",
             Self::Metacopy => "index=off,redirect_dir=on,metacopy=on",
             Self::User => "index=off,userxattr",
+            Self::Fuse => "noacl",
         }
     }
 }
@@ -120,8 +123,13 @@ impl Stack {
         let lowers: Vec<String> = self.lowers().iter().map(|dir| dir.display().to_string()).collect();
         let (options, lowers) = (self.flavour.options(), lowers.join(":"));
         let options = format!("lowerdir={lowers},upperdir={},workdir={},{options}", upper.display(), work.display());
-        mount(Some("overlay"), &at, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
-            .expect("mount an overlay");
+        if self.flavour == Flavour::Fuse {
+            let run = Command::new("fuse-overlayfs").args(["-o", &options]).arg(&at).status();
+            assert!(run.is_ok_and(|status| status.success()), "fuse-overlayfs mounts");
+        } else {
+            mount(Some("overlay"), &at, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
+                .expect("mount an overlay");
+        }
         Mounted(at)
     }
 
@@ -141,7 +149,7 @@ impl Stack {
             upper: self.upper().into(),
             lowers: self.lowers().into_iter().map(Into::into).collect(),
             ids: None,
-            driver: Driver::Kernel,
+            driver: if self.flavour == Flavour::Fuse { Driver::Fuse } else { Driver::Kernel },
         }
     }
 
@@ -272,7 +280,7 @@ fn remove(path: &Path) {
 }
 
 /// The names in a tar, as another reader sees them.
-fn names_in(tar: &[u8]) -> Vec<PathBuf> {
+pub fn names_in(tar: &[u8]) -> Vec<PathBuf> {
     let mut archive = tar::Archive::new(tar);
     let names = archive.entries().unwrap().map(|entry| entry.unwrap().path_bytes().into_owned());
     names.map(|name| PathBuf::from(std::ffi::OsStr::from_bytes(&name))).collect()
