@@ -29,6 +29,8 @@ pub struct Mount {
     pub at: OsString,
     /// The file system's type.
     pub fs: OsString,
+    /// What it was mounted from: a device, a dataset, a file, or any word.
+    pub source: OsString,
 }
 
 /// All that is mounted, in the kernel's order: as they were mounted, first to last. A line that cannot be understood is
@@ -47,8 +49,9 @@ fn line(line: &[u8]) -> Option<Mount> {
     let mut next = || fields.next();
     let (id, parent, dev) = (number(next()?)?, number(next()?)?, device(next()?)?);
     let (root, at) = (text(next()?), text(next()?));
-    let fs = text(fields.skip_while(|f| *f != b"-").nth(1)?);
-    Some(Mount { id, parent, dev, root, at, fs })
+    let mut rest = fields.skip_while(|f| *f != b"-").skip(1);
+    let (fs, source) = (text(rest.next()?), text(rest.next().unwrap_or_default()));
+    Some(Mount { id, parent, dev, root, at, fs, source })
 }
 
 fn number<T: std::str::FromStr>(field: &[u8]) -> Option<T> {
@@ -93,8 +96,8 @@ mod tests {
                      37 36 0:52 / /x rw - tmpfs tmpfs rw\nnonsense\n38 36 0:52\n";
         let mounts = parse(info);
         assert_eq!(mounts.len(), 2);
-        let first =
-            Mount { id: 36, parent: 35, dev: (98, 0), root: "/mnt1".into(), at: "/mnt/a b".into(), fs: "ext3".into() };
+        let (root, at) = ("/mnt1".into(), "/mnt/a b".into());
+        let first = Mount { id: 36, parent: 35, dev: (98, 0), root, at, fs: "ext3".into(), source: "/dev/root".into() };
         assert_eq!((&mounts[0], mounts[1].fs.as_bytes()), (&first, &b"tmpfs"[..]));
     }
 

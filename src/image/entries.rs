@@ -11,7 +11,7 @@ use crate::{
     error::{At, Error, Result},
     interrupt,
     pax::{Time, Xattr},
-    snapshotter::RwLayer,
+    snapshotter::{Driver, RwLayer},
     tree::{Dir, FileId, Kind, Meta, Node, Steps},
 };
 
@@ -71,13 +71,13 @@ const INSTANT: f64 = 2.0;
 /// below: what the tar repeated of those cannot be told.
 pub fn read(tree: &RwLayer) -> Result<Option<Entries>> {
     let (dir, is_overlay) = match tree {
-        RwLayer::Overlay { upper, ids: None, .. } => (upper, true),
+        RwLayer::Overlay { upper, ids: None, driver: Driver::Kernel, .. } => (upper, true),
         RwLayer::Tree { dir } => (dir, false),
         RwLayer::Overlay { .. } | RwLayer::Trees { .. } => return Ok(None),
     };
-    let root = Node::open(dir).at("open", dir)?;
+    let root = Node::open(dir).at("open", dir.name())?;
     let mut reader = Reader { top: root.meta.clone(), is_overlay, held: 0, all: Vec::new() };
-    let is_whole = reader.walk(&root).at("read", dir)?;
+    let is_whole = reader.walk(&root).at("read", dir.name())?;
     interrupt::check()?;
     Ok(is_whole.then_some(Entries { root, all: reader.all }))
 }

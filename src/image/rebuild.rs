@@ -474,7 +474,7 @@ mod tests {
         assert!(Command::new("bash").args(["-ec", script]).current_dir(&temp).status().unwrap().success());
         let tar = std::fs::read(temp.path().join("tar")).unwrap();
         let (digest, size) = (Digest::of(&tar), tar.len() as u64);
-        let snapshot = Committed { chain: None, tree: RwLayer::Tree { dir: temp.path().join("fs") } };
+        let snapshot = Committed { chain: None, tree: RwLayer::Tree { dir: temp.path().join("fs").into() } };
         for (media_type, is_same) in [(names::LAYER_TAR, true), (names::LAYER_GZIP, false)] {
             let layout = Layout::open_or_create(&temp.path().join(format!("layout-{is_same}"))).unwrap();
             let staging = layout.stage().unwrap();

@@ -467,7 +467,7 @@ mod tests {
         sh(&from, pack);
         sh(&to, "tar --xattrs --xattrs-include='*' --delay-directory-restore -xpf ../tar");
         let tar = fs::read(temp.path().join("tar")).unwrap();
-        let entries = entries::read(&RwLayer::Tree { dir: to.clone() }).unwrap().unwrap();
+        let entries = entries::read(&RwLayer::Tree { dir: to.clone().into() }).unwrap().unwrap();
         let table = |name: &str| fs::read(to.join("etc").join(name)).unwrap_or_default();
         let owners = Owners::of(&table("passwd"), &table("group"));
         let moments = Moments::of(&entries, &[]);

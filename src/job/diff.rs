@@ -34,9 +34,9 @@ pub struct Change {
 ///
 /// A container that runs is looked at as it is: it is not held, so what changes meanwhile may or may not be told.
 pub fn diff(store: &Store, container: &Container, each: &mut dyn FnMut(Change) -> Result<()>) -> Result<Vec<String>> {
-    let (rw, _) = locate::files(store, container)?;
-    let summary = rw::list(&rw, &mut |listed| each(change(&listed)))?;
-    Ok(findings(&summary))
+    let files = locate::files(store, container)?;
+    let summary = rw::list(&files.rw, &mut |listed| each(change(&listed)))?;
+    Ok([files.findings, findings(&summary)].concat())
 }
 
 fn change(listed: &Listed) -> Change {

@@ -19,7 +19,7 @@ pub fn committed(store: &Store, container: &Container, chain: Option<Digest>) ->
     let namespace = &container.name.namespace;
     let own = container.snapshotter.as_str();
     // Overlay's first: only there each layer lies by itself.
-    let known = snapshotter::TABLE.iter().map(|(name, _)| *name).filter(|name| !["overlayfs", own].contains(name));
+    let known = snapshotter::names().filter(|name| !["overlayfs", own].contains(name));
     let unpacked = chain.map(|id| SnapshotKey(id.to_string()));
     let unpacked = ["overlayfs", own].into_iter().chain(known).flat_map(|sn| unpacked.clone().map(|key| (sn, key)));
     let mut failed = Error::NotFound { what: "a snapshot of its layers".into(), hint: String::new() };

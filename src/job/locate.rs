@@ -63,7 +63,10 @@ pub fn locate(store: &Store, container: Container) -> Result<Target> {
     let (task, damage) = task(&store.host, &container)?;
     let log = note(&mut findings, "the container's log is not in the bundle", log(store, &container)).flatten();
     findings.extend(damage.map(|e| format!("{}: other records are used instead", with_causes(&e))));
-    let (rw, parent) = files.map_or((None, None), |(rw, parent)| (Some(rw), parent));
+    let (rw, parent) = files.map_or((None, None), |files| {
+        findings.extend(files.findings);
+        (Some(files.rw), files.parent)
+    });
     Ok(Target { spec, image, rw, parent, task, log, findings, container })
 }
 
@@ -108,8 +111,18 @@ fn image(store: &Store, container: &Container) -> Result<Image> {
     })
 }
 
-/// Where its files are, and the key of the snapshot below.
-pub fn files(store: &Store, container: &Container) -> Result<(RwLayer, Option<String>)> {
+/// A container's files.
+pub struct Files {
+    /// Where they are.
+    pub rw: RwLayer,
+    /// The key of the snapshot below.
+    pub parent: Option<String>,
+    /// What is not as it should be, each with its consequence.
+    pub findings: Vec<String>,
+}
+
+/// Where its files are.
+pub fn files(store: &Store, container: &Container) -> Result<Files> {
     let Container { name, snapshotter, snapshot_key, .. } = container;
     if snapshotter.is_empty() || snapshot_key.0.is_empty() {
         return Err(Error::NotFound { what: "a snapshot in the container's record".into(), hint: String::new() });
@@ -118,8 +131,8 @@ pub fn files(store: &Store, container: &Container) -> Result<(RwLayer, Option<St
         what: format!("snapshot {snapshot_key} of {snapshotter} in namespace {}", name.namespace),
         hint: "its record was removed since the container was made".into(),
     })?;
-    let rw = snapshotter::rw_layer(&store.host, snapshotter, &record.name)?;
-    Ok((rw, record.parent.map(|p| p.0)))
+    let snapshotter::Found { rw, findings } = snapshotter::rw_layer(&store.host, snapshotter, &record.name)?;
+    Ok(Files { rw, parent: record.parent.map(|p| p.0), findings })
 }
 
 fn log(store: &Store, container: &Container) -> Result<Option<String>> {

@@ -4,10 +4,13 @@
 //! at the first layer that has a whiteout or anything but a directory. A redirect makes the search go on under another
 //! name, or from the roots under another path.
 
-use std::{collections::BTreeSet, io, path::PathBuf, rc::Rc};
+use std::{collections::BTreeSet, io, rc::Rc};
 
 use super::marks::{Mark, Marks};
-use crate::tree::{Kind, Node, Packer};
+use crate::{
+    snapshotter::Root,
+    tree::{Kind, Node, Packer},
+};
 
 /// Beyond so many descriptors the merged directories farthest above are let go; they are looked up again when needed.
 const MAX_HELD: usize = 256;
@@ -58,15 +61,20 @@ enum Want {
 
 impl Lowers {
     /// Opens the layers, topmost first. One that cannot be opened is noted.
-    pub fn open(paths: &[PathBuf], marks: Marks, packer: &mut Packer) -> Self {
+    pub fn open(paths: &[Root], marks: Marks, packer: &mut Packer) -> Self {
         let (mut roots, mut is_incomplete) = (Vec::new(), false);
-        for (layer, path) in paths.iter().enumerate() {
-            match Node::open(path) {
+        for (layer, root) in paths.iter().enumerate() {
+            // That it is not here is known, and has been told.
+            if root.why_absent().is_some() {
+                is_incomplete = true;
+                continue;
+            }
+            match Node::open(root) {
                 Ok(node) if node.meta.kind == Kind::Directory => roots.push(Found { layer, node }),
                 Ok(_) => is_incomplete = true,
                 Err(e) => {
                     is_incomplete = true;
-                    packer.warn(b"", format!("the layer below in {} cannot be opened: {e}", path.display()));
+                    packer.warn(b"", format!("the layer below in {} cannot be opened: {e}", root.name().display()));
                 }
             }
         }
@@ -138,6 +146,8 @@ impl Lowers {
         for found in self.here()? {
             names.extend(found.node.dir()?.names()?);
         }
+        let marks = self.marks;
+        names.retain(|name| marks.mark(name).is_none());
         Ok(names)
     }
 
@@ -218,7 +228,10 @@ impl<'a> Search<'a> {
         let mut at: Option<Node> = None;
         for (i, part) in parts.iter().enumerate() {
             let dir = at.as_ref().unwrap_or(base);
-            let Some(node) = child(dir, part)? else { return Ok(None) };
+            let Some(node) = child(dir, part)? else {
+                self.is_over |= self.marks.is_deleted(dir, part)?;
+                return Ok(None);
+            };
             if !self.step(&node, &parts, i)? {
                 return Ok(None);
             }

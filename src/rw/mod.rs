@@ -27,7 +27,7 @@ use crate::{
     error::{At, Error, Result},
     freeze::Still,
     layout::Staging,
-    snapshotter::RwLayer,
+    snapshotter::{Root, RwLayer},
     sparse::SparseFile,
     tree::{Held, Kind, Listed, Node, Packer, Summary, Why, plain},
 };
@@ -85,15 +85,15 @@ pub fn list(rw: &RwLayer, each: &mut dyn FnMut(Listed<'_>) -> Result<()>) -> Res
 }
 
 fn pack(rw: &RwLayer, packer: &mut Packer) -> Result<()> {
-    let directory = |path| {
-        let root = Node::open(path).at("open", path)?;
-        match root.meta.kind {
-            Kind::Directory => Ok(root),
-            _ => Err(Error::malformed(path, "the root of a snapshot is no directory")),
+    let directory = |root: &Root| {
+        let node = Node::open(root).at("open", root.name())?;
+        match node.meta.kind {
+            Kind::Directory => Ok(node),
+            _ => Err(Error::malformed(root.name(), "the root of a snapshot is no directory")),
         }
     };
     match rw {
-        RwLayer::Overlay { upper, lowers, ids } => upper::pack(upper, lowers, ids.as_ref(), packer),
+        RwLayer::Overlay { upper, lowers, ids, driver } => upper::pack(upper, lowers, ids.as_ref(), *driver, packer),
         RwLayer::Trees { base, active, is_copy } => {
             walk::pack(&directory(base)?, &directory(active)?, *is_copy, packer)
         }
@@ -133,6 +133,6 @@ fn refuse(path: &[u8]) -> Option<Why> {
 
 /// Overlay's own attributes never leave the machine: in another overlay they would come alive.
 fn judge(name: &[u8]) -> Held {
-    let is_overlay = name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
-    if is_overlay { Held::Dropped } else { Held::Kept }
+    let prefixes: [&[u8]; 3] = [b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs."];
+    if prefixes.iter().any(|prefix| name.starts_with(prefix)) { Held::Dropped } else { Held::Kept }
 }

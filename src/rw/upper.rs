@@ -1,10 +1,6 @@
 //! The upperdir of an overlay, entry by entry, as a layer.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{io, sync::Arc};
 
 use super::{
     MARK, OPAQUE_MARK,
@@ -16,6 +12,7 @@ use crate::{
     error::{At, Error, Result},
     idmap::IdMap,
     interrupt,
+    snapshotter::{Driver, Root},
     tree::{Dir, Kind, Meta, Node, Packer, Steps, Why, plain},
 };
 
@@ -58,12 +55,18 @@ struct Walk<'p, 'a> {
 }
 
 /// Writes what the upperdir at `upper` changes in `lowers`, topmost first.
-pub fn pack(upper: &Path, lowers: &[PathBuf], ids: Option<&Arc<IdMap>>, packer: &mut Packer) -> Result<()> {
-    let root = Node::open_mapped(upper, ids.cloned()).at("open", upper)?;
+pub fn pack(
+    upper: &Root,
+    lowers: &[Root],
+    ids: Option<&Arc<IdMap>>,
+    driver: Driver,
+    packer: &mut Packer,
+) -> Result<()> {
+    let root = Node::open_mapped(upper, ids.cloned()).at("open", upper.name())?;
     if root.meta.kind != Kind::Directory {
-        return Err(Error::malformed(upper, "the upperdir is no directory"));
+        return Err(Error::malformed(upper.name(), "the upperdir is no directory"));
     }
-    let marks = Marks::of(upper).at("look at", upper)?;
+    let marks = Marks::of(driver, upper).at("look at", upper.name())?;
     if marks == Marks::Trusted && !rustix::process::geteuid().is_root() {
         packer.warn(b"", "only root can see overlay's marks: directories that hide the image's may be missing");
     }
@@ -96,6 +99,9 @@ impl Walk<'_, '_> {
 
     fn visit(&mut self, name: &[u8]) -> Result<()> {
         let Some(&place) = self.steps.value() else { return Ok(()) };
+        if let Some(deleted) = self.marks.mark(name) {
+            return self.deleted_by_name(deleted, name, place);
+        }
         let path = self.steps.path_to(name);
         let upper = match self.steps.dir().map(|dir| dir.child(name)) {
             Some(Err(e)) if place.names_below() && e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -117,6 +123,18 @@ impl Walk<'_, '_> {
         };
         // What was left out must not come back as what the image has there.
         if is_done { Ok(()) } else { self.delete(name, &path, None, place) }
+    }
+
+    /// A file whose name says that `deleted` is. What was made anew since under that name is seen.
+    fn deleted_by_name(&mut self, deleted: &[u8], mark: &[u8], place: Place) -> Result<()> {
+        let dir = self.steps.dir();
+        let is_there = dir.is_some_and(|dir| dir.child(deleted).is_ok());
+        let mark = dir.and_then(|dir| dir.child(mark).ok());
+        if deleted.is_empty() || is_there {
+            return Ok(());
+        }
+        let path = self.steps.path_to(deleted);
+        self.delete(deleted, &path, mark.as_ref(), place)
     }
 
     /// False if it is not in the layer.

@@ -6,7 +6,7 @@
 //! ```
 //! Source: containerd `core/snapshots/storage/bolt.go`; all of its own snapshotters share it.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use super::Snapshot;
 use crate::{
@@ -76,6 +76,21 @@ fn look_up(bytes: &[u8], name: &SnapshotName) -> Result<Option<(Snapshot, Vec<u8
         }
     }
     Ok(Some((Snapshot { id: id(&record)?, parents, ids: ids(&record)? }, kind)))
+}
+
+/// The labels of all snapshots, by number.
+pub(super) fn labels(host: &Host, dir: &Path) -> Result<BTreeMap<SnapshotId, BTreeMap<String, String>>> {
+    let db = dir.join("metadata.db");
+    let bytes = database::read(host, &db)?;
+    all_labels(&bytes).within(&db)
+}
+
+fn all_labels(bytes: &[u8]) -> Result<BTreeMap<SnapshotId, BTreeMap<String, String>>, Corrupt> {
+    let db = Db::open(bytes)?;
+    let Some(v1) = db.root().bucket("v1")? else { return Ok(BTreeMap::new()) };
+    let Some(all) = v1.bucket("snapshots")? else { return Ok(BTreeMap::new()) };
+    let of = |record: Bucket<'_>| Ok((id(&record)?, record::texts(&record, "labels")?));
+    all.buckets().map(|record| record.and_then(|(_, record)| of(record))).collect()
 }
 
 /// The mapping of an idmapped snapshot stands in two labels (`core/snapshots/snapshotter.go`, `LabelSnapshotUIDMapping`).

@@ -10,15 +10,28 @@ use std::{
 
 use crate::{
     corrupt::Corrupt,
-    error::{Error, In, Result},
+    error::{At, Error, In, Result},
     host::Host,
     id::{SnapshotId, SnapshotName},
     idmap::IdMap,
 };
 
+mod blockfile;
+mod btrfs;
 mod database;
-pub mod native;
-pub mod overlay;
+mod devmapper;
+mod erofs;
+mod live;
+mod mount;
+mod native;
+mod overlay;
+mod remote;
+mod root;
+mod superblock;
+mod zfs;
+
+use mount::Mounts;
+pub use root::Root;
 
 /// Where a container's own changes lie, whatever the snapshotter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,26 +39,37 @@ pub enum RwLayer {
     /// An overlay mount: changes in `upper`, the image in `lowers`, nearest first.
     Overlay {
         /// The upperdir.
-        upper: PathBuf,
+        upper: Root,
         /// The lowerdirs, topmost first.
-        lowers: Vec<PathBuf>,
+        lowers: Vec<Root>,
         /// How owners in the upperdir are mapped back, if the snapshot was made for a user namespace.
         ids: Option<Arc<IdMap>>,
+        /// Whose marks are in the directories.
+        driver: Driver,
     },
     /// Two whole trees: the image's, and the container's.
     Trees {
         /// What the container began with.
-        base: PathBuf,
+        base: Root,
         /// What it made of it.
-        active: PathBuf,
+        active: Root,
         /// `active` was copied from `base` file by file: the times of its directories are those of the copying.
         is_copy: bool,
     },
     /// A whole tree with no image below it.
     Tree {
         /// The tree.
-        dir: PathBuf,
+        dir: Root,
     },
+}
+
+/// Who merges an overlay's directories: they mark deletions differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// The kernel's overlayfs.
+    Kernel,
+    /// The program fuse-overlayfs.
+    Fuse,
 }
 
 /// An active snapshot and what it stands on.
@@ -59,24 +83,86 @@ pub struct Snapshot {
     pub ids: Option<Arc<IdMap>>,
 }
 
-/// Finds the rw layer of a snapshot below the snapshotter's directory.
-type Resolve = fn(&Path, &Snapshot) -> Result<RwLayer>;
+/// A snapshot, and where to look for it.
+struct Place<'a> {
+    /// The file systems of the store that are mounted to be read.
+    pub mounts: &'a Mounts<'a>,
+    /// The snapshotter's directory.
+    pub dir: &'a Path,
+    /// Which one.
+    pub snapshot: &'a Snapshot,
+    /// A container's; else a committed one.
+    pub is_active: bool,
+}
+
+impl Place<'_> {
+    /// What most snapshotters have of the snapshot with that number.
+    fn folder(&self, id: SnapshotId) -> PathBuf {
+        self.dir.join("snapshots").join(id.to_string())
+    }
+}
+
+/// Where a snapshot's files are, and what is not as it should be with them.
+pub struct Found {
+    /// The files.
+    pub rw: RwLayer,
+    /// Each with its consequence.
+    pub findings: Vec<String>,
+}
+
+impl Found {
+    /// All is as it should be.
+    fn whole(rw: RwLayer) -> Self {
+        Self { rw, findings: Vec::new() }
+    }
+
+    /// An overlay; without parents all of them bind the upperdir instead, and marks mean nothing there.
+    fn overlay(place: &Place, driver: Driver, upper: Root, lowers: Vec<Root>, findings: Vec<String>) -> Self {
+        let ids = place.snapshot.ids.clone();
+        let rw = match lowers.is_empty() {
+            true => RwLayer::Tree { dir: upper },
+            false => RwLayer::Overlay { upper, lowers, ids, driver },
+        };
+        Self { rw, findings }
+    }
+}
+
+/// Finds the files of a snapshot.
+type Resolve = fn(&Place) -> Result<Found>;
+
+/// The names of the snapshotters we can read.
+pub fn names<'a>() -> impl Iterator<Item = &'a str> {
+    TABLE.iter().map(|(name, _)| *name)
+}
 
 /// The snapshotters we can read, by containerd's name for them.
-pub const TABLE: &[(&str, Resolve)] = &[("native", native::resolve), ("overlayfs", overlay::resolve)];
+const TABLE: &[(&str, Resolve)] = &[
+    ("native", native::resolve),
+    ("overlayfs", overlay::kernel),
+    ("btrfs", btrfs::resolve),
+    ("blockfile", blockfile::resolve),
+    ("devmapper", devmapper::resolve),
+    ("erofs", erofs::resolve),
+    ("fuse-overlayfs", overlay::fuse),
+    ("nydus", remote::resolve),
+    ("overlaybd", remote::resolve),
+    ("soci", remote::resolve),
+    ("stargz", remote::resolve),
+    ("zfs", zfs::resolve),
+];
 
 /// Kinds of snapshot (`core/snapshots/snapshotter.go`).
 const ACTIVE: &[u8] = &[2];
 const COMMITTED: &[u8] = &[3];
 
 /// The rw layer of the active snapshot `name`.
-pub fn rw_layer(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<RwLayer> {
+pub fn rw_layer(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<Found> {
     let (dir, resolve, snapshot, kind) = look_up(host, snapshotter, name)?;
     if kind != ACTIVE {
         let active = Corrupt { at: 0, why: "the container's snapshot is not an active one" };
         return Err(active).within(dir.join("metadata.db"));
     }
-    resolve(&dir, &snapshot)
+    resolve(&Place { mounts: &Mounts::of(host), dir: &dir, snapshot: &snapshot, is_active: true })
 }
 
 /// The committed layers that the snapshot `name` stands on, bottom first; a committed one is itself the last of them.
@@ -85,19 +171,60 @@ pub fn layers(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<Vec
     if kind == COMMITTED {
         parents.insert(0, id);
     }
-    let with_parents = |at: usize| Snapshot { id: parents[at], parents: parents[at + 1..].to_vec(), ids: None };
-    (0..parents.len()).rev().map(|at| resolve(&dir, &with_parents(at))).collect()
+    let mounts = Mounts::of(host);
+    let layer = |at: usize| {
+        let snapshot = Snapshot { id: parents[at], parents: parents[at + 1..].to_vec(), ids: None };
+        resolve(&Place { mounts: &mounts, dir: &dir, snapshot: &snapshot, is_active: false }).map(|found| found.rw)
+    };
+    (0..parents.len()).rev().map(layer).collect()
+}
+
+/// The directory `path`, if it can be listed.
+fn directory(path: PathBuf) -> Result<PathBuf> {
+    path.read_dir().at("read", &path)?;
+    Ok(path)
+}
+
+/// Directories that proxy plugins choose for themselves (stargz-snapshotter `cmd/containerd-stargz-grpc/main.go`,
+/// soci-snapshotter `config`, accelerated-container-image `docs`); others are where containerd's own would be.
+const PLACES: &[(&str, &str)] = &[
+    ("overlaybd", "var/lib/overlaybd"),
+    ("soci", "var/lib/soci-snapshotter-grpc/snapshotter"),
+    ("stargz", "var/lib/containerd-stargz-grpc/snapshotter"),
+];
+
+/// Where it keeps its snapshots: where the configuration says, else where it usually does.
+fn directory_of(host: &Host, snapshotter: &str) -> PathBuf {
+    let usual = host.snapshotter_dir(snapshotter);
+    if host.snapshotters.contains_key(snapshotter) || usual.join("metadata.db").exists() {
+        return usual;
+    }
+    let top = host.sysroot.as_deref().unwrap_or("/".as_ref());
+    let others = PLACES.iter().filter(|(name, _)| *name == snapshotter).map(|(_, place)| top.join(place));
+    others.into_iter().find(|dir| dir.join("metadata.db").exists()).unwrap_or(usual)
+}
+
+/// Directories that look like another snapshotter's may mean something else: nothing is guessed.
+fn unknown(host: &Host, snapshotter: &str) -> Error {
+    let dir = host.snapshotter_dir(snapshotter);
+    let why = match dir.join("metadata.db").exists() {
+        true => format!("what its directories in {} mean is not known", dir.display()),
+        false => "where it keeps its snapshots is not on record".into(),
+    };
+    Error::Unsupported {
+        what: format!(
+            "snapshotter {snapshotter:?} is not supported, because {why}, so the container's files cannot be read"
+        ),
+        hint: format!("supported: {}", names().collect::<Vec<_>>().join(", ")),
+    }
 }
 
 /// The snapshotter's directory, how it is read, and the snapshot with its kind.
 fn look_up(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<(PathBuf, Resolve, Snapshot, Vec<u8>)> {
     let Some((_, resolve)) = TABLE.iter().find(|(known, _)| *known == snapshotter) else {
-        return Err(Error::Unsupported {
-            what: format!("snapshotter {snapshotter:?} is not supported, so the container's files cannot be read"),
-            hint: format!("supported: {}", TABLE.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")),
-        });
+        return Err(unknown(host, snapshotter));
     };
-    let dir = host.snapshotter_dir(snapshotter);
+    let dir = directory_of(host, snapshotter);
     let (snapshot, kind) = database::find(host, &dir, name)?;
     Ok((dir, *resolve, snapshot, kind))
 }

@@ -1,23 +1,22 @@
-//! overlayfs: `snapshots/<id>/fs` is the upperdir, the parents' are the lowerdirs (`plugins/snapshots/overlay`).
+//! overlayfs and fuse-overlayfs: `snapshots/<id>/fs` is the upperdir, the parents' are the lowerdirs
+//! (`plugins/snapshots/overlay`; containerd/fuse-overlayfs-snapshotter).
 
-use std::path::{Path, PathBuf};
+use super::{Driver, Found, Place, Root, directory};
+use crate::{error::Result, id::SnapshotId};
 
-use super::{RwLayer, Snapshot};
-use crate::{
-    error::{At, Result},
-    id::SnapshotId,
-};
-
-/// Without parents containerd binds the folder instead of mounting an overlay, so whiteouts mean nothing there.
-pub fn resolve(root: &Path, snapshot: &Snapshot) -> Result<RwLayer> {
-    let upper = folder(root, snapshot.id)?;
-    let lowers = snapshot.parents.iter().map(|id| folder(root, *id)).collect::<Result<Vec<_>>>()?;
-    let ids = snapshot.ids.clone();
-    Ok(if lowers.is_empty() { RwLayer::Tree { dir: upper } } else { RwLayer::Overlay { upper, lowers, ids } })
+/// The kernel's overlayfs.
+pub fn kernel(place: &Place) -> Result<Found> {
+    resolve(place, Driver::Kernel)
 }
 
-fn folder(root: &Path, id: SnapshotId) -> Result<PathBuf> {
-    let dir = root.join("snapshots").join(id.to_string()).join("fs");
-    dir.read_dir().at("read", &dir)?;
-    Ok(dir)
+/// The program: a proxy plugin, mostly of daemons without root.
+pub fn fuse(place: &Place) -> Result<Found> {
+    resolve(place, Driver::Fuse)
+}
+
+fn resolve(place: &Place, driver: Driver) -> Result<Found> {
+    let folder = |id: SnapshotId| directory(place.folder(id).join("fs")).map(Root::from);
+    let upper = folder(place.snapshot.id)?;
+    let lowers = place.snapshot.parents.iter().map(|id| folder(*id)).collect::<Result<Vec<_>>>()?;
+    Ok(Found::overlay(place, driver, upper, lowers, Vec::new()))
 }

@@ -285,7 +285,7 @@ fn what_is_lacking_is_said_and_the_rest_written() {
     // A snapshotter that nobody knows: the databases say a name of the same length in place of `native`.
     let meta = sandbox.root().join(META_DB);
     fs::write(&meta, replaced(&fs::read(&meta).unwrap(), b"native", b"exotic")).unwrap();
-    insta::assert_snapshot!(said("flat"), @r#"dewar: default/flat: snapshotter "exotic" is not supported, so the container's files cannot be read; supported: native, overlayfs: the container's files are not in the bundle"#);
+    insta::assert_snapshot!(said("flat"), @r#"dewar: default/flat: snapshotter "exotic" is not supported, because where it keeps its snapshots is not on record, so the container's files cannot be read; supported: native, overlayfs, btrfs, blockfile, devmapper, erofs, fuse-overlayfs, nydus, overlaybd, soci, stargz, zfs: the container's files are not in the bundle"#);
     let layer = |who: &str| {
         let layout = sandbox.path(who);
         let whole = index(&layout);

@@ -30,6 +30,8 @@ mod readme;
 mod rebuild;
 /// Layers and bind mounts: what is written restores to what was there.
 mod rw;
+/// Snapshotters that keep no overlay of the kernel's: what is not here is named, what was not unmounted is said.
+mod snapshotters;
 /// `-o x.tar` and `-o -`: the same layout as one plain tar.
 mod tar_form;
 /// Trees that change, break or lie while they are read.

@@ -12,7 +12,13 @@ use std::{
     process::Command,
 };
 
-use dewar::{digest::Digest, rw, snapshotter::RwLayer, sparse::SparseFile, tree::Summary};
+use dewar::{
+    digest::Digest,
+    rw,
+    snapshotter::{Driver, RwLayer},
+    sparse::SparseFile,
+    tree::Summary,
+};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags};
 
@@ -37,6 +43,8 @@ pub enum Flavour {
     Metacopy,
     /// As containerd does in a user namespace.
     User,
+    /// Not the kernel's: the program fuse-overlayfs.
+    Fuse,
 }
 
 impl Flavour {
@@ -51,6 +59,7 @@ impl Flavour {
             Self::Redirect => "index=off,redirect_dir=on,metacopy=off",
             Self::Metacopy => "index=off,redirect_dir=on,metacopy=on",
             Self::User => "index=off,userxattr",
+            Self::Fuse => "noacl",
         }
     }
 }
@@ -114,8 +123,13 @@ impl Stack {
         let lowers: Vec<String> = self.lowers().iter().map(|dir| dir.display().to_string()).collect();
         let (options, lowers) = (self.flavour.options(), lowers.join(":"));
         let options = format!("lowerdir={lowers},upperdir={},workdir={},{options}", upper.display(), work.display());
-        mount(Some("overlay"), &at, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
-            .expect("mount an overlay");
+        if self.flavour == Flavour::Fuse {
+            let run = Command::new("fuse-overlayfs").args(["-o", &options]).arg(&at).status();
+            assert!(run.is_ok_and(|status| status.success()), "fuse-overlayfs mounts");
+        } else {
+            mount(Some("overlay"), &at, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
+                .expect("mount an overlay");
+        }
         Mounted(at)
     }
 
@@ -131,7 +145,12 @@ impl Stack {
 
     /// The last layer, as the snapshotter would describe it.
     pub fn rw(&self) -> RwLayer {
-        RwLayer::Overlay { upper: self.upper(), lowers: self.lowers(), ids: None }
+        RwLayer::Overlay {
+            upper: self.upper().into(),
+            lowers: self.lowers().into_iter().map(Into::into).collect(),
+            ids: None,
+            driver: if self.flavour == Flavour::Fuse { Driver::Fuse } else { Driver::Kernel },
+        }
     }
 
     /// What the kernel shows of all layers, freshly mounted.
@@ -181,7 +200,7 @@ impl Stack {
         self.with_base(|base| {
             let (base, active) = (base.to_owned(), active.path().to_owned());
             let mut layer = Vec::new();
-            let trees = RwLayer::Trees { base, active, is_copy: false };
+            let trees = RwLayer::Trees { base: base.into(), active: active.into(), is_copy: false };
             let summary = rw::write_layer(&trees, &mut layer).unwrap();
             (layer, summary)
         })
@@ -261,7 +280,7 @@ fn remove(path: &Path) {
 }
 
 /// The names in a tar, as another reader sees them.
-fn names_in(tar: &[u8]) -> Vec<PathBuf> {
+pub fn names_in(tar: &[u8]) -> Vec<PathBuf> {
     let mut archive = tar::Archive::new(tar);
     let names = archive.entries().unwrap().map(|entry| entry.unwrap().path_bytes().into_owned());
     names.map(|name| PathBuf::from(std::ffi::OsStr::from_bytes(&name))).collect()

@@ -9,7 +9,7 @@ use std::{
 
 use dewar::{
     binds, rw,
-    snapshotter::RwLayer,
+    snapshotter::{Driver, RwLayer},
     tree::{Summary, Why},
 };
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, makedev, mknodat, utimensat};
@@ -143,7 +143,11 @@ fn plain_files_need_no_privileges_and_come_in_order() {
         fs::write(file, "content").unwrap();
     }
     let mut layer = Vec::new();
-    let summary = rw::write_layer(&RwLayer::Overlay { upper, lowers: vec![lower], ids: None }, &mut layer).unwrap();
+    let summary = rw::write_layer(
+        &RwLayer::Overlay { upper: upper.into(), lowers: vec![lower.into()], ids: None, driver: Driver::Kernel },
+        &mut layer,
+    )
+    .unwrap();
     assert_eq!(names(&layer), ["a", "b/", "b/new", "b!/", "b!/x", "b.c"]);
     assert_eq!((summary.files, summary.directories, summary.bytes), (4, 2, 28));
     assert_eq!((summary.left_out.len(), summary.warnings.len()), (0, 0));
@@ -432,7 +436,7 @@ fn a_mount_inside_is_told_and_not_entered() {
     let flags = nix::mount::MsFlags::MS_BIND;
     nix::mount::mount(Some(&elsewhere), &dir.join("mnt"), None::<&str>, flags, None::<&str>).unwrap();
     let mut layer = Vec::new();
-    let summary = rw::write_layer(&RwLayer::Tree { dir: dir.clone() }, &mut layer);
+    let summary = rw::write_layer(&RwLayer::Tree { dir: dir.clone().into() }, &mut layer);
     nix::mount::umount2(&dir.join("mnt"), nix::mount::MntFlags::MNT_DETACH).unwrap();
     assert_eq!(names(&layer), ["mnt/"]);
     assert_eq!(summary.unwrap().left_out[0].why, Why::Mount);
@@ -450,7 +454,7 @@ fn a_plain_tree_has_no_marks() {
     attributes(&root);
     special(&root.join("zero"), FileType::CharacterDevice, 0);
     let mut layer = Vec::new();
-    let summary = rw::write_layer(&RwLayer::Tree { dir: root.clone() }, &mut layer).unwrap();
+    let summary = rw::write_layer(&RwLayer::Tree { dir: root.clone().into() }, &mut layer).unwrap();
     assert_eq!((summary.whiteouts, summary.opaques), (0, 0));
     let restored = temp.path().join("restored");
     fs::create_dir(&restored).unwrap();

@@ -10,7 +10,11 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use dewar::{binds, rw, snapshotter::RwLayer, tree::Summary};
+use dewar::{
+    binds, rw,
+    snapshotter::{Driver, RwLayer},
+    tree::Summary,
+};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rustix::fs::{CWD, FileType, Mode, RenameFlags, inotify, makedev, mknodat, renameat_with};
 
@@ -28,9 +32,14 @@ fn write(way: &str, dir: &Path, out: &mut dyn Write) -> Summary {
     let empty = tempfile::tempdir().unwrap();
     let base = empty.path().to_owned();
     let layer = match way {
-        "upperdir" => RwLayer::Overlay { upper: dir.to_owned(), lowers: vec![base], ids: None },
-        "tree" => RwLayer::Tree { dir: dir.to_owned() },
-        "trees" => RwLayer::Trees { base, active: dir.to_owned(), is_copy: false },
+        "upperdir" => RwLayer::Overlay {
+            upper: dir.to_owned().into(),
+            lowers: vec![base.into()],
+            ids: None,
+            driver: Driver::Kernel,
+        },
+        "tree" => RwLayer::Tree { dir: dir.to_owned().into() },
+        "trees" => RwLayer::Trees { base: base.into(), active: dir.to_owned().into(), is_copy: false },
         _ => {
             let source = binds::open_in_root(dir.parent().unwrap(), dir.file_name().unwrap().to_str().unwrap());
             return binds::write_bind(&source.unwrap(), "/data", out).unwrap();

@@ -84,17 +84,27 @@ pub struct Lab {
 impl Lab {
     /// Starts an instance. `None`, said aloud, where that is not possible; a panic if `DEWAR_LIVE=1` insists on it.
     pub fn start(containerd: Containerd, cgroup: Cgroup) -> Option<Self> {
-        Self::start_if_able(containerd, cgroup, File::lock_shared)
+        Self::start_if_able(containerd, cgroup, &[], File::lock_shared)
+    }
+
+    /// The same, with loop devices and the programs that make file systems.
+    pub fn start_with_disks(containerd: Containerd, cgroup: Cgroup) -> Option<Self> {
+        Self::start_if_able(containerd, cgroup, &["--disks"], File::lock_shared)
     }
 
     /// The same, but no other instance runs meanwhile on this machine: for tests that measure time.
     pub fn start_alone(containerd: Containerd, cgroup: Cgroup) -> Option<Self> {
-        Self::start_if_able(containerd, cgroup, File::lock)
+        Self::start_if_able(containerd, cgroup, &[], File::lock)
     }
 
-    fn start_if_able(containerd: Containerd, cgroup: Cgroup, lock: fn(&File) -> io::Result<()>) -> Option<Self> {
-        let options = ["--containerd", containerd.name(), "--cgroup", cgroup.name()];
-        let check = Command::new(LAB).arg("check").args(options).output().expect("bash runs the lab script");
+    fn start_if_able(
+        containerd: Containerd,
+        cgroup: Cgroup,
+        more: &[&str],
+        lock: fn(&File) -> io::Result<()>,
+    ) -> Option<Self> {
+        let options = [&["--containerd", containerd.name(), "--cgroup", cgroup.name()], more].concat();
+        let check = Command::new(LAB).arg("check").args(&options).output().expect("bash runs the lab script");
         if !check.status.success() {
             cannot_run(&String::from_utf8_lossy(&check.stderr));
             return None;
@@ -105,7 +115,7 @@ impl Lab {
 
         let mut holder = Command::new(LAB)
             .arg("hold")
-            .args(options)
+            .args(&options)
             .args(["--bind", concat!(env!("CARGO_BIN_EXE_dewar"), ":/usr/local/bin/dewar")])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

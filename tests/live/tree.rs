@@ -11,7 +11,7 @@ use std::{
 };
 
 use dewar::digest::Digest;
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags};
 
 /// What one entry shows, attribute by attribute; times in whole seconds and nanoseconds apart.
 type Seen = BTreeMap<String, Vec<u8>>;
@@ -22,13 +22,18 @@ pub struct Tree {
     seen: BTreeMap<Vec<u8>, Seen>,
 }
 
+/// The number of the mount that `at` is on. Device numbers do not tell: overlay over several file systems shows several.
+fn mount_of(at: &Path) -> u64 {
+    let stat = rustix::fs::statx(CWD, at, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID).expect("it was listed");
+    stat.stx_mnt_id
+}
+
 impl Tree {
     /// The tree at `root`, without what is mounted in it. The root's own time is no content: every mount point touches it.
     pub fn of(root: &Path) -> Self {
         let mut tree = Self::default();
         let mut inodes = BTreeMap::new();
-        let device = fs::symlink_metadata(root).expect("a tree has a root").dev();
-        tree.add(root, b"", device, &mut inodes);
+        tree.add(root, b"", mount_of(root), &mut inodes);
         let names: Vec<BTreeSet<Vec<u8>>> =
             inodes.into_values().filter(|names: &BTreeSet<_>| names.len() > 1).collect();
         for all in &names {
@@ -41,14 +46,14 @@ impl Tree {
         tree
     }
 
-    fn add(&mut self, at: &Path, name: &[u8], device: u64, inodes: &mut BTreeMap<u64, BTreeSet<Vec<u8>>>) {
+    fn add(&mut self, at: &Path, name: &[u8], mount: u64, inodes: &mut BTreeMap<(u64, u64), BTreeSet<Vec<u8>>>) {
         let meta = fs::symlink_metadata(at).expect("it was listed");
-        if meta.dev() != device {
+        if mount_of(at) != mount {
             return;
         }
         self.seen.insert(name.to_vec(), seen(at, &meta));
         if !meta.is_dir() {
-            inodes.entry(meta.ino()).or_default().insert(name.to_vec());
+            inodes.entry((meta.dev(), meta.ino())).or_default().insert(name.to_vec());
             return;
         }
         // Through a descriptor, so that no path is too long.
@@ -57,7 +62,7 @@ impl Tree {
         for entry in fs::read_dir(&here).expect("it lists") {
             let entry = entry.expect("it lists").file_name();
             let slash: &[u8] = if name.is_empty() { b"" } else { b"/" };
-            self.add(&here.join(&entry), &[name, slash, entry.as_bytes()].concat(), device, inodes);
+            self.add(&here.join(&entry), &[name, slash, entry.as_bytes()].concat(), mount, inodes);
         }
     }
 

@@ -15,7 +15,7 @@ use std::{
 
 use dewar::{
     rw,
-    snapshotter::RwLayer,
+    snapshotter::{Driver, RwLayer},
     tree::{Summary, Why},
 };
 use nix::{
@@ -253,7 +253,12 @@ impl World {
     /// The last layer, as its snapshotter would describe it.
     pub fn rw(&self) -> RwLayer {
         let last = self.root.join((self.layers - 1).to_string());
-        RwLayer::Overlay { upper: last.join("fs"), lowers: self.lowers(), ids: None }
+        RwLayer::Overlay {
+            upper: last.join("fs").into(),
+            lowers: self.lowers().into_iter().map(Into::into).collect(),
+            ids: None,
+            driver: Driver::Kernel,
+        }
     }
 
     /// The last layer, written twice: the same bytes each time, and none of overlay's attributes.
@@ -274,7 +279,11 @@ impl World {
     /// its directory, others of them may be written, with the directories on the way: either choice keeps or parts the same.
     pub fn write_by_trees(&self) -> (Vec<u8>, Summary) {
         let (base, active) = (self.base(), self.mounted());
-        let trees = RwLayer::Trees { base: base.path().to_owned(), active: active.path().to_owned(), is_copy: false };
+        let trees = RwLayer::Trees {
+            base: base.path().to_owned().into(),
+            active: active.path().to_owned().into(),
+            is_copy: false,
+        };
         let mut layer = Vec::new();
         let mut summary = rw::write_layer(&trees, &mut layer).unwrap();
         // Overlay itself lists deletions that are attributes in an unmarked directory, and finds nothing there.

@@ -1,0 +1,365 @@
+//! Snapshotters that no containerd of the lab runs, and what can be wrong with those it does: bolt files are written by an
+//! independent implementation (`bbolt-rs`), file systems by mkfs, marks by fuse-overlayfs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    process::Command,
+};
+
+use bbolt_rs::{Bolt, BucketRwApi, DbRwAPI, TxRwRefApi};
+use dewar::{
+    digest::Digest,
+    host::Host,
+    id::SnapshotName,
+    rw,
+    snapshotter::{self, Found, RwLayer},
+};
+use nix::mount::{MntFlags, MsFlags, mount, umount, umount2};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+use crate::{
+    harness::is_root_for,
+    overlay::{Flavour, Stack, can_mount, names_in, set_xattr},
+};
+
+/// One snapshot: its labels, from the lowest up; the last is the container's.
+type Labels<'a> = &'a [(&'a str, &'a str)];
+
+/// A snapshotter's directory with its database; snapshot `n` has the number `n` and stands on `n - 1`.
+fn store(dir: &Path, snapshots: &[Labels]) {
+    fs::create_dir_all(dir.join("snapshots")).unwrap();
+    let mut db = Bolt::open(dir.join("metadata.db")).unwrap();
+    db.update(|mut tx| {
+        let mut v1 = tx.create_bucket("v1")?;
+        let mut all = v1.create_bucket("snapshots")?;
+        for (below, labels) in snapshots.iter().enumerate() {
+            let mut record = all.create_bucket(format!("default/{0}/s{0}", below + 1))?;
+            record.put("id", [u8::try_from(below + 1).unwrap()])?;
+            record.put("kind", [if below + 1 == snapshots.len() { 2 } else { 3 }])?;
+            if below > 0 {
+                record.put("parent", format!("default/{below}/s{below}"))?;
+            }
+            let mut all = record.create_bucket("labels")?;
+            for (key, value) in *labels {
+                all.put(key, value)?;
+            }
+        }
+        Ok(())
+    })
+    .unwrap();
+}
+
+fn host(name: &str, dir: &Path) -> Host {
+    Host { snapshotters: BTreeMap::from([(name.to_owned(), dir.to_owned())]), ..Host::default() }
+}
+
+fn look(name: &str, dir: &Path, snapshots: usize) -> dewar::error::Result<Found> {
+    snapshotter::rw_layer(&host(name, dir), name, &SnapshotName(format!("default/{snapshots}/s{snapshots}")))
+}
+
+fn why_not(name: &str, dir: &Path, snapshots: usize) -> String {
+    look(name, dir, snapshots).err().expect("it cannot be read").to_string()
+}
+
+fn names(rw: &RwLayer) -> Vec<String> {
+    let mut layer = Vec::new();
+    rw::write_layer(rw, &mut layer).unwrap();
+    names_in(&layer).iter().map(|name| name.display().to_string()).collect()
+}
+
+#[test]
+fn of_remote_layers_the_digests_are_said_and_what_the_container_did_comes_home() {
+    if !is_root_for("whiteouts") {
+        return;
+    }
+    for (name, label) in [
+        ("stargz", "containerd.io/snapshot/remote"),
+        ("soci", "containerd.io/snapshot/remote"),
+        ("nydus", "containerd.io/snapshot/nydus-blob"),
+    ] {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path();
+        let remote: Labels = &[(label, "true"), ("containerd.io/snapshot/cri.layer-digest", "sha256:1234")];
+        store(dir, &[&[], remote, &[(label, "x")], &[]]);
+        (1..=4).for_each(|n| fs::create_dir_all(dir.join(format!("snapshots/{n}/fs"))).unwrap());
+        let fs = |n: u32, path: &str| dir.join(format!("snapshots/{n}/fs/{path}"));
+        fs::write(fs(1, "local"), "x").unwrap();
+        fs::create_dir(fs(4, "opaque")).unwrap();
+        set_xattr(&fs(4, "opaque"), "trusted.overlay.opaque", b"y").unwrap();
+        fs::write(fs(4, "opaque/new"), "x").unwrap();
+        mknodat(CWD, fs(4, "gone"), FileType::CharacterDevice, Mode::empty(), 0).unwrap();
+
+        let found = look(name, dir, 4).unwrap();
+        assert_eq!(found.findings.len(), 1);
+        assert!(
+            found.findings[0].starts_with("2 of 3 layers below are not on this machine (snapshot 3, sha256:1234)"),
+            "{}",
+            found.findings[0]
+        );
+        assert_eq!(names(&found.rw), [".wh.gone", "opaque/", "opaque/.wh..wh..opq", "opaque/new"], "{name}");
+        let mut told = 0;
+        let summary = rw::list(&found.rw, &mut |_| {
+            told += 1;
+            Ok(())
+        });
+        assert_eq!((told, summary.unwrap().warnings.len()), (3, 0), "what is known to be remote is told once");
+        let layers = snapshotter::layers(&host(name, dir), name, &SnapshotName("default/4/s4".into()));
+        assert!(layers.is_err(), "no layer is made of a directory that is empty since its content is elsewhere");
+    }
+}
+
+#[test]
+fn a_container_s_files_on_an_overlaybd_device_are_not_taken_from_the_empty_directory_beside() {
+    let temp = tempfile::tempdir().unwrap();
+    store(temp.path(), &[&[], &[]]);
+    for n in [1, 2] {
+        fs::create_dir_all(temp.path().join(format!("snapshots/{n}/fs"))).unwrap();
+        fs::create_dir_all(temp.path().join(format!("snapshots/{n}/block/mountpoint"))).unwrap();
+        fs::write(temp.path().join(format!("snapshots/{n}/block/config.v1.json")), "{}").unwrap();
+    }
+    let found = look("overlaybd", temp.path(), 2).unwrap();
+    assert!(found.findings[0].starts_with("1 of 1 layers below are not on this machine (snapshot 1)"));
+    fs::write(temp.path().join("snapshots/2/block/writable_data"), "").unwrap();
+    assert!(why_not("overlaybd", temp.path(), 2).contains("on an overlaybd device"));
+}
+
+#[test]
+fn a_thin_volume_that_is_not_active_is_named_with_the_line_that_makes_it_so() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    store(dir, &[&[], &[]]);
+    assert!(why_not("devmapper", dir, 2).contains("the pool's database in"));
+    let mut db = Bolt::open(dir.join("tank-pool.db")).unwrap();
+    db.update(|mut tx| {
+        let mut devices = tx.create_bucket("devices")?;
+        // As containerd's JSON has it (`device_info.go`).
+        let record = r#"{"device_id":41,"size":10737418240,"name":"tank-pool-snap-2","parent_name":"tank-pool-snap-1","state":4,"error":""}"#;
+        devices.put("tank-pool-snap-2", record)
+    })
+    .unwrap();
+    drop(db);
+    let said = why_not("devmapper", dir, 2);
+    assert_eq!(
+        said,
+        "tank-pool-snap-2 is thin volume 41 of pool tank-pool, and not active; activate the pool, then: dmsetup create \
+         tank-pool-snap-2 --readonly --table '0 20971520 thin /dev/mapper/tank-pool 41'"
+    );
+    fs::rename(dir.join("tank-pool.db"), dir.join("$(reboot).db")).unwrap();
+    assert!(why_not("devmapper", dir, 2).contains("no name of a pool"));
+    fs::copy(dir.join("$(reboot).db"), dir.join("other.db")).unwrap();
+    assert!(why_not("devmapper", dir, 2).contains("databases of several pools"));
+}
+
+#[test]
+fn a_snapshotter_nobody_knows_is_not_read_as_one_that_looks_alike() {
+    let temp = tempfile::tempdir().unwrap();
+    store(temp.path(), &[&[]]);
+    fs::create_dir_all(temp.path().join("snapshots/1/fs")).unwrap();
+    let said = why_not("homegrown", temp.path(), 1);
+    let dir = temp.path().display();
+    assert!(
+        said.contains(&format!("not supported, because what its directories in {dir} mean is not known")),
+        "{said}"
+    );
+}
+
+/// False, said aloud, where there are no loop devices; with `DEWAR_LIVE=1` that is a failure.
+fn has_loop_devices() -> bool {
+    let has = Path::new("/dev/loop-control").exists();
+    assert!(has || std::env::var_os("DEWAR_LIVE").is_none(), "DEWAR_LIVE is set, but there are no loop devices");
+    has && is_root_for("loop devices")
+}
+
+fn run(program: &str, args: &[&str]) {
+    let ran = Command::new(program).args(args).output().unwrap();
+    assert!(ran.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&ran.stderr));
+}
+
+/// Changes the file system in `image` while it is mounted; `then` runs before it is unmounted.
+fn with_mounted(image: &Path, change: impl FnOnce(&Path), then: impl FnOnce()) {
+    let at = tempfile::tempdir().unwrap();
+    run("mount", &["-o", "loop", image.to_str().unwrap(), at.path().to_str().unwrap()]);
+    let mounted = Mounted(at.path());
+    change(at.path());
+    then();
+    drop(mounted);
+}
+
+/// Unmounted when dropped.
+struct Mounted<'a>(&'a Path);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        umount2(self.0, MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
+/// Everything of a file that reading it could change.
+fn identity(path: &Path) -> (Digest, i64, i64, i64, i64) {
+    let meta = fs::metadata(path).unwrap();
+    let times = (meta.atime(), meta.atime_nsec(), meta.mtime(), meta.ctime());
+    let bytes = fs::read(path).unwrap();
+    (Digest::of(&bytes), times.0, times.1, times.2, times.3)
+}
+
+#[test]
+fn a_block_file_that_was_not_unmounted_is_said_and_never_repaired() {
+    if !has_loop_devices() {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    store(dir, &[&[], &[]]);
+    let at = |n: u32| dir.join(format!("snapshots/{n}"));
+    run("truncate", &["-s", "16M", at(1).to_str().unwrap()]);
+    run("mkfs.ext4", &["-q", at(1).to_str().unwrap()]);
+    with_mounted(&at(1), |root| fs::write(root.join("old"), "x").unwrap(), || {});
+    fs::copy(at(1), at(2)).unwrap();
+    with_mounted(&at(2), |root| fs::write(root.join("new"), "x").unwrap(), || {});
+    let clean = look("blockfile", dir, 2).unwrap();
+    assert_eq!((names(&clean.rw), &clean.findings), (vec!["new".to_owned()], &vec![]));
+    drop(clean);
+
+    // The machine dies while it is mounted: that is what the file is like just then.
+    let crashed = dir.join("crashed");
+    let sync = || rustix::fs::syncfs(fs::File::open(dir).unwrap()).unwrap();
+    let change = |root: &Path| {
+        fs::write(root.join("late"), "x").unwrap();
+        rustix::fs::syncfs(fs::File::open(root).unwrap()).unwrap();
+    };
+    with_mounted(&at(2), change, || {
+        sync();
+        fs::copy(at(2), &crashed).unwrap();
+    });
+    fs::rename(&crashed, at(2)).unwrap();
+    // Reading moves access times, once.
+    (1..=2).for_each(|n| drop(fs::read(at(n)).unwrap()));
+    let before = [identity(&at(1)), identity(&at(2))];
+    let found = look("blockfile", dir, 2).unwrap();
+    assert!(found.findings[0].contains("was not unmounted, and its journal is not replayed"), "{:?}", found.findings);
+    assert!(names(&found.rw).contains(&"new".to_owned()));
+    drop(found);
+    assert_eq!([identity(&at(1)), identity(&at(2))], before);
+}
+
+#[test]
+fn a_block_file_that_runs_is_read_as_it_is_now_and_not_as_it_lies_on_the_disk() {
+    if !has_loop_devices() {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    store(dir, &[&[], &[]]);
+    let at = |n: u32| dir.join(format!("snapshots/{n}"));
+    run("truncate", &["-s", "16M", at(1).to_str().unwrap()]);
+    run("mkfs.ext4", &["-q", at(1).to_str().unwrap()]);
+    fs::copy(at(1), at(2)).unwrap();
+    let mut live = Vec::new();
+    let change = |root: &Path| {
+        fs::write(root.join("not yet on the disk"), "x").unwrap();
+        fs::create_dir(root.join("mounted over")).unwrap();
+        fs::write(root.join("mounted over/below"), "x").unwrap();
+        mount(None::<&str>, &root.join("mounted over"), Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        fs::write(root.join("mounted over/above"), "x").unwrap();
+        live = names(&look("blockfile", dir, 2).unwrap().rw);
+        umount(&root.join("mounted over")).unwrap();
+    };
+    with_mounted(&at(2), change, || {});
+    assert_eq!(live, ["mounted over/", "mounted over/below", "not yet on the disk"]);
+}
+
+#[test]
+fn a_file_that_holds_no_file_system_is_said_to_and_no_device_or_pipe_in_its_place_is_opened() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    store(dir, &[&[]]);
+    let file = dir.join("snapshots/1");
+    fs::write(&file, vec![0; 1 << 20]).unwrap();
+    assert!(why_not("blockfile", dir, 1).contains("holds no file system that can be read"));
+    fs::remove_file(&file).unwrap();
+    mknodat(CWD, &file, FileType::Fifo, Mode::RUSR, 0).unwrap();
+    assert!(why_not("blockfile", dir, 1).contains("neither file nor block device"));
+    fs::remove_file(&file).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", &file).unwrap();
+    assert!(why_not("blockfile", dir, 1).contains("neither file nor block device"));
+}
+
+/// False, said aloud, where fuse-overlayfs is missing; with `DEWAR_LIVE=1` that is a failure.
+fn has_fuse_overlayfs() -> bool {
+    let has = Command::new("fuse-overlayfs").arg("--version").output().is_ok() && Path::new("/dev/fuse").exists();
+    assert!(has || std::env::var_os("DEWAR_LIVE").is_none(), "DEWAR_LIVE is set, but there is no fuse-overlayfs");
+    has && can_mount()
+}
+
+/// Three layers by fuse-overlayfs: what lies below is changed in every way that leaves a mark.
+fn fuse_stack() -> Stack {
+    let mut stack = Stack::new(Flavour::Fuse);
+    let make = |root: &Path, names: &[&str]| {
+        for name in names {
+            fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
+            fs::write(root.join(name), *name).unwrap();
+        }
+    };
+    stack.layer(|root| make(root, &["gone", "kept", "d/a", "d/b", "again/old", "turned/x", "deep/er/f", "file"]));
+    stack.layer(|root| {
+        make(root, &["middle", "d/c"]);
+        fs::remove_file(root.join("d/b")).unwrap();
+    });
+    stack.layer(|root| {
+        for name in ["gone", "middle", "d/a", "file"] {
+            fs::remove_file(root.join(name)).unwrap();
+        }
+        for name in ["again", "turned", "deep/er"] {
+            fs::remove_dir_all(root.join(name)).unwrap();
+        }
+        make(root, &["again/new", "turned", "new/deep/f", "file/is/a/directory"]);
+        set_xattr(&root.join("kept"), "user.note", b"x").unwrap();
+    });
+    stack
+}
+
+/// What fuse-overlayfs does where it may make no device and set no attribute of its own: files of a layer's names.
+fn with_marks_that_are_files(stack: &Stack) -> usize {
+    let mut changed = 0;
+    for dir in stack.lowers().into_iter().chain([stack.upper()]) {
+        for entry in walkdir::WalkDir::new(dir) {
+            let entry = entry.unwrap();
+            let (path, meta) = (entry.path(), entry.metadata().unwrap());
+            let mark = path.with_file_name(format!(".wh.{}", entry.file_name().to_str().unwrap()));
+            let dir = if meta.is_dir() { path } else { path.parent().unwrap() };
+            let time = dir.metadata().unwrap().modified().unwrap();
+            if !meta.is_dir() && !meta.is_file() && meta.rdev() == 0 {
+                fs::remove_file(path).unwrap();
+                fs::write(mark, "").unwrap();
+                changed += 1;
+            } else if meta.is_dir() && rustix::fs::lremovexattr(path, "trusted.overlay.opaque").is_ok() {
+                fs::write(path.join(".wh..wh..opq"), "").unwrap();
+                changed += 1;
+            }
+            fs::File::open(dir).unwrap().set_modified(time).unwrap();
+        }
+    }
+    changed
+}
+
+#[test]
+fn what_fuse_overlayfs_shows_is_what_the_layer_makes_whatever_its_marks_are() {
+    if !has_fuse_overlayfs() {
+        return;
+    }
+    let stack = fuse_stack();
+    let (layer, summary) = stack.write();
+    assert_eq!((summary.left_out.len(), summary.warnings.len()), (0, 0), "{summary:?}");
+    let view = stack.view();
+    stack.plain_with(&layer).assert_same_as(&view, "devices and attributes");
+    assert!(with_marks_that_are_files(&stack) > 5, "it left devices and attributes here");
+    stack.view().assert_same_as(&view, "fuse-overlayfs reads its other marks, too");
+    let (other, summary) = stack.write();
+    assert_eq!((summary.left_out.len(), summary.warnings.len()), (0, 0), "{summary:?}");
+    let sorted = |tar: &[u8]| BTreeSet::from_iter(names_in(tar));
+    assert_eq!(sorted(&other), sorted(&layer));
+    stack.plain_with(&other).assert_same_as(&view, "files");
+}
