@@ -86,7 +86,8 @@ pub(super) fn labels(host: &Host, dir: &Path) -> Result<BTreeMap<SnapshotId, BTr
 }
 
 fn all_labels(bytes: &[u8]) -> Result<BTreeMap<SnapshotId, BTreeMap<String, String>>, Corrupt> {
-    let db = Db::open(bytes)?;
+    let reading = Reading::of(bytes, &METADATA)?;
+    let db = reading.db(bytes);
     let Some(v1) = db.root().bucket("v1")? else { return Ok(BTreeMap::new()) };
     let Some(all) = v1.bucket("snapshots")? else { return Ok(BTreeMap::new()) };
     let of = |record: Bucket<'_>| Ok((id(&record)?, record::texts(&record, "labels")?));
