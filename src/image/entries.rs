@@ -90,6 +90,23 @@ pub fn place(tree: &RwLayer) -> &Path {
     }
 }
 
+/// What mkfs makes in the root of an ext4 for fsck to put finds in: the lowest layer of a snapshotter that keeps whole file
+/// systems has it, and no image.
+const LOST_AND_FOUND: &[u8] = b"lost+found";
+
+/// True if `root` is that of a whole ext4 (magic number and inode as in fs/ext4/ext4.h) with nothing found.
+fn is_made_by_mkfs(root: &Node) -> std::io::Result<bool> {
+    if root.meta.id.ino != 2 || root.file_system()? != 0xef53 {
+        return Ok(false);
+    }
+    match root.child(LOST_AND_FOUND) {
+        Ok(node) if node.meta.kind == Kind::Directory => Ok(node.dir()?.names()?.is_empty()),
+        Ok(_) => Ok(false),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
 struct Reader {
     top: Meta,
     is_overlay: bool,
@@ -101,7 +118,10 @@ impl Reader {
     /// False when it had to give up.
     fn walk(&mut self, root: &Node) -> std::io::Result<bool> {
         let dir = root.dir()?;
-        let names = dir.names()?;
+        let mut names = dir.names()?;
+        if is_made_by_mkfs(root)? {
+            names.retain(|name| name != LOST_AND_FOUND);
+        }
         let mut steps = Steps::begin(dir, names, ());
         loop {
             interrupt::check().map_err(std::io::Error::other)?;

@@ -94,9 +94,7 @@ fn pack(rw: &RwLayer, packer: &mut Packer) -> Result<()> {
     };
     match rw {
         RwLayer::Overlay { upper, lowers, ids, driver } => upper::pack(upper, lowers, ids.as_ref(), *driver, packer),
-        RwLayer::Trees { base, active, is_copy } => {
-            walk::pack(&directory(base)?, &directory(active)?, *is_copy, packer)
-        }
+        RwLayer::Trees { base, active, origin } => walk::pack(&directory(base)?, &directory(active)?, *origin, packer),
         RwLayer::Tree { dir } => plain::pack(&directory(dir)?, packer, refuse),
     }
 }

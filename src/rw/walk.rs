@@ -2,7 +2,7 @@
 //!
 //! Whatever the upperdir way would see is a change here: any difference of kind, owner, mode, time to the nanosecond,
 //! attribute, device, target or content. Where metadata is equal to the last bit the content is compared, since times can
-//! be set by anybody. Directories above a change come along, as overlay copies them up.
+//! be set by anybody; but not in a clone, where an inode has kept the time of its last change, which nobody can set. Directories above a change come along, as overlay copies them up.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -15,6 +15,7 @@ use crate::{
     error::Result,
     interrupt,
     pax::Time,
+    snapshotter::Origin,
     tree::{Dir, FileId, Kind, Listed, Meta, Node, Packer, Steps, Why, plain},
 };
 
@@ -25,15 +26,15 @@ const PIECE: usize = 256 << 10;
 const MAX_HELD: usize = 32;
 
 /// Writes what `active` changes in `base`. In a copy the time of a directory alone is no change.
-pub fn pack(base: &Node, active: &Node, is_copy: bool, packer: &mut Packer) -> Result<()> {
+pub fn pack(base: &Node, active: &Node, origin: Origin, packer: &mut Packer) -> Result<()> {
     root_entry(active, base, packer)?;
-    let mut survey = Survey { root: &active.meta, files: HashMap::new(), order: Vec::new() };
+    let mut survey = Survey { root: &active.meta, origin, files: HashMap::new(), order: Vec::new() };
     // What is wrong with the trees is told by the second walk.
     let mut silent = |_: Listed<'_>| Ok(());
     if let Some(walk) = Walk::begin(base, active, &mut Packer::listing(&mut silent, judge)) {
         walk.run(&mut |pair, _| survey.look(pair))?;
     }
-    let mut diff = Diff { root: active, is_copy, links: survey.judge(), pending: Vec::new() };
+    let mut diff = Diff { root: active, origin, links: survey.judge(), pending: Vec::new() };
     match Walk::begin(base, active, packer) {
         Some(walk) => walk.run(&mut |pair, packer| diff.write(pair, packer)),
         None => Ok(()),
@@ -123,6 +124,7 @@ fn find(steps: &Steps<()>, name: &[u8]) -> io::Result<Option<Node>> {
 /// and only if in the image, too, they are one file, and no other file's.
 struct Survey<'a> {
     root: &'a Meta,
+    origin: Origin,
     /// By file of the container's.
     files: HashMap<FileId, Vec<Name>>,
     /// In the order in which they were met.
@@ -144,7 +146,7 @@ impl Survey<'_> {
         }
         let base = pair.base.as_ref();
         if active.meta.links > 1 || base.is_some_and(|base| base.meta.links > 1) {
-            let same = base.filter(|base| is_same(base, active)).map(|base| base.meta.id);
+            let same = base.filter(|base| is_same(base, active, self.origin)).map(|base| base.meta.id);
             let names = self.files.entry(active.meta.id).or_default();
             if names.is_empty() {
                 self.order.push(active.meta.id);
@@ -173,7 +175,7 @@ impl Survey<'_> {
 struct Diff<'a> {
     /// Of the container's tree.
     root: &'a Node,
-    is_copy: bool,
+    origin: Origin,
     links: HashMap<Vec<u8>, bool>,
     /// Directories on the way down that are written only if something below them is.
     pending: Vec<(Vec<u8>, Option<Node>)>,
@@ -197,13 +199,14 @@ impl Diff<'_> {
             }
             return self.put(pair, active, packer);
         }
-        let is_written = self.links.get(pair.path).copied().unwrap_or_else(|| !is_same(base, active));
+        let is_written = self.links.get(pair.path).copied().unwrap_or_else(|| !is_same(base, active, self.origin));
         if is_written { self.put(pair, active, packer) } else { Ok(false) }
     }
 
     fn is_same_directory(&self, base: &Node, active: &Node) -> bool {
-        let told =
-            |meta: &Meta| (meta.mode, meta.uid, meta.gid, if self.is_copy { Time::default() } else { meta.mtime });
+        let told = |meta: &Meta| {
+            (meta.mode, meta.uid, meta.gid, if self.origin == Origin::Copied { Time::default() } else { meta.mtime })
+        };
         told(&base.meta) == told(&active.meta) && has_same_xattrs(base, active)
     }
 
@@ -257,14 +260,21 @@ fn has_same_xattrs(base: &Node, active: &Node) -> bool {
 }
 
 /// True if a layer could not tell the two apart, which are no directories. What cannot be read is different: then its own entry says so.
-fn is_same(base: &Node, active: &Node) -> bool {
+fn is_same(base: &Node, active: &Node, origin: Origin) -> bool {
     let told = |meta: &Meta| (meta.kind, meta.mode, meta.uid, meta.gid, meta.size, meta.mtime, meta.device);
     if base.meta.id == active.meta.id {
         return true;
     }
     told(&base.meta) == told(&active.meta)
-        && has_same_xattrs(base, active)
-        && is_same_content(base, active).unwrap_or(false)
+        && (is_untouched(base, active, origin)
+            || has_same_xattrs(base, active) && is_same_content(base, active).unwrap_or(false))
+}
+
+/// True of an inode of a clone that nothing has happened to: whatever is done to one moves the time of its last change,
+/// which no call sets.
+fn is_untouched(base: &Node, active: &Node, origin: Origin) -> bool {
+    let told = |meta: &Meta| (meta.id.ino, meta.ctime);
+    origin == Origin::Cloned && told(&base.meta) == told(&active.meta)
 }
 
 fn is_same_content(base: &Node, active: &Node) -> io::Result<bool> {

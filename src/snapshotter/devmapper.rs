@@ -18,7 +18,7 @@ use std::{
 use serde::Deserialize;
 
 use super::{
-    Found, Place, RwLayer,
+    Found, Origin, Place, RwLayer,
     mount::{Mounted, Writers},
 };
 use crate::{
@@ -47,7 +47,7 @@ pub fn resolve(place: &Place) -> Result<Found> {
     };
     let base = open(*parent, Writers::None)?;
     let findings = [active.findings, base.findings].concat();
-    Ok(Found { rw: RwLayer::Trees { base: base.root, active: active.root, is_copy: false }, findings })
+    Ok(Found { rw: RwLayer::Trees { base: base.root, active: active.root, origin: Origin::Cloned }, findings })
 }
 
 struct Pool {

@@ -53,14 +53,25 @@ pub enum RwLayer {
         base: Root,
         /// What it made of it.
         active: Root,
-        /// `active` was copied from `base` file by file: the times of its directories are those of the copying.
-        is_copy: bool,
+        /// How `active` came to be.
+        origin: Origin,
     },
     /// A whole tree with no image below it.
     Tree {
         /// The tree.
         dir: Root,
     },
+}
+
+/// How a container's tree came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// By whatever means.
+    Unknown,
+    /// From the image's, file by file: the times of its directories are those of the copying.
+    Copied,
+    /// From the image's, block by block or by the file system: every inode began with its number and all of its times.
+    Cloned,
 }
 
 /// Who merges an overlay's directories: they mark deletions differently.
@@ -97,8 +108,25 @@ struct Place<'a> {
 
 impl Place<'_> {
     /// What most snapshotters have of the snapshot with that number.
-    fn folder(&self, id: SnapshotId) -> PathBuf {
-        self.dir.join("snapshots").join(id.to_string())
+    fn folder(&self, id: SnapshotId) -> Result<PathBuf> {
+        self.path(&["snapshots", &id.to_string()])
+    }
+
+    /// `names` below the snapshotter's directory, each a directory there and no link to elsewhere; the last may be anything.
+    fn path(&self, names: &[&str]) -> Result<PathBuf> {
+        let mut path = self.dir.to_owned();
+        for (at, name) in names.iter().enumerate() {
+            if at > 0 && path.symlink_metadata().at("open", &path)?.is_symlink() {
+                return Err(Error::malformed(&path, "a link where the snapshotter has a directory"));
+            }
+            path.push(name);
+        }
+        Ok(path)
+    }
+
+    /// The directory `name` of the snapshot with that number, if it can be listed.
+    fn tree(&self, id: SnapshotId, name: &str) -> Result<Root> {
+        directory(self.path(&["snapshots", &id.to_string(), name])?)
     }
 }
 
@@ -180,9 +208,12 @@ pub fn layers(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<Vec
 }
 
 /// The directory `path`, if it can be listed.
-fn directory(path: PathBuf) -> Result<PathBuf> {
+fn directory(path: PathBuf) -> Result<Root> {
+    if path.symlink_metadata().at("open", &path)?.is_symlink() {
+        return Err(Error::malformed(&path, "a link where the snapshotter has a directory"));
+    }
     path.read_dir().at("read", &path)?;
-    Ok(path)
+    Ok(path.into())
 }
 
 /// Directories that proxy plugins choose for themselves (stargz-snapshotter `cmd/containerd-stargz-grpc/main.go`,

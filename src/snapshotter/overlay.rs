@@ -1,7 +1,7 @@
 //! overlayfs and fuse-overlayfs: `snapshots/<id>/fs` is the upperdir, the parents' are the lowerdirs
 //! (`plugins/snapshots/overlay`; containerd/fuse-overlayfs-snapshotter).
 
-use super::{Driver, Found, Place, Root, directory};
+use super::{Driver, Found, Place};
 use crate::{error::Result, id::SnapshotId};
 
 /// The kernel's overlayfs.
@@ -15,7 +15,7 @@ pub fn fuse(place: &Place) -> Result<Found> {
 }
 
 fn resolve(place: &Place, driver: Driver) -> Result<Found> {
-    let folder = |id: SnapshotId| directory(place.folder(id).join("fs")).map(Root::from);
+    let folder = |id: SnapshotId| place.tree(id, "fs");
     let upper = folder(place.snapshot.id)?;
     let lowers = place.snapshot.parents.iter().map(|id| folder(*id)).collect::<Result<Vec<_>>>()?;
     Ok(Found::overlay(place, driver, upper, lowers, Vec::new()))

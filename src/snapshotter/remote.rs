@@ -44,7 +44,7 @@ const DIGEST: [&str; 3] = [
 /// The upperdir, and those layers below that are here.
 pub fn resolve(place: &Place) -> Result<Found> {
     let labels = database::labels(place.mounts.host(), place.dir)?;
-    let own = place.folder(place.snapshot.id);
+    let own = place.folder(place.snapshot.id)?;
     if own.join("block/writable_data").symlink_metadata().is_ok() {
         return Err(Error::Unsupported {
             what: format!("{}: the container's own files are on an overlaybd device", own.display()),
@@ -52,7 +52,7 @@ pub fn resolve(place: &Place) -> Result<Found> {
         });
     }
     let upper: Root = match place.is_active {
-        true => directory(own.join("fs"))?.into(),
+        true => place.tree(place.snapshot.id, "fs")?,
         false => layer(place, place.snapshot.id, &labels)?,
     };
     if let Some(name) = upper.why_absent() {
@@ -81,15 +81,15 @@ pub fn resolve(place: &Place) -> Result<Found> {
 fn layer(place: &Place, id: SnapshotId, labels: &BTreeMap<SnapshotId, BTreeMap<String, String>>) -> Result<Root> {
     let none = BTreeMap::new();
     let labels = labels.get(&id).unwrap_or(&none);
-    let dir = place.folder(id).join("fs");
+    let dir = place.path(&["snapshots", &id.to_string(), "fs"])?;
     let is_remote = REMOTE.iter().any(|label| labels.contains_key(*label))
-        || place.folder(id).join("block/config.v1.json").symlink_metadata().is_ok()
+        || place.folder(id)?.join("block/config.v1.json").symlink_metadata().is_ok()
         || is_mounted(place, &dir)?;
     if is_remote {
         let name = DIGEST.iter().find_map(|label| labels.get(*label)).cloned();
         return Ok(Root::absent(&dir, name.unwrap_or_else(|| format!("snapshot {id}"))));
     }
-    directory(dir).map(Root::from)
+    directory(dir)
 }
 
 fn is_mounted(place: &Place, dir: &Path) -> Result<bool> {

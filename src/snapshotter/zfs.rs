@@ -5,7 +5,7 @@
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
 
-use super::{Found, Place, Root, RwLayer, live};
+use super::{Found, Origin, Place, Root, RwLayer, live};
 use crate::{
     error::{Error, Result},
     host::mounts,
@@ -29,7 +29,7 @@ pub fn resolve(place: &Place) -> Result<Found> {
     }
     let mut found = found.into_iter();
     Ok(Found::whole(match (found.next(), found.next()) {
-        (Some(active), Some(base)) => RwLayer::Trees { base, active, is_copy: false },
+        (Some(active), Some(base)) => RwLayer::Trees { base, active, origin: Origin::Cloned },
         (Some(dir), None) => RwLayer::Tree { dir },
         (None, _) => return Err(not_mounted(&[dataset])),
     }))
@@ -111,7 +111,9 @@ mod tests {
         }
         let said = look(&[store.clone(), active.clone()]).unwrap_err().to_string();
         assert!(!said.contains("tank/c/7"), "{said}");
-        let RwLayer::Trees { base, active, is_copy: false } = look(&[store, active, base]).unwrap() else { panic!() };
+        let RwLayer::Trees { base, active, origin: Origin::Cloned } = look(&[store, active, base]).unwrap() else {
+            panic!()
+        };
         let is = |root: &Root, dir: &str| Node::open(root).unwrap().meta.id == Node::open(&at(dir)).unwrap().meta.id;
         assert!(is(&base, "base") && is(&active, "active"));
     }

@@ -15,7 +15,7 @@ use std::{
 use dewar::{
     digest::Digest,
     rw,
-    snapshotter::{Driver, RwLayer},
+    snapshotter::{Driver, Origin, RwLayer},
     sparse::SparseFile,
     tree::Summary,
 };
@@ -200,7 +200,7 @@ impl Stack {
         self.with_base(|base| {
             let (base, active) = (base.to_owned(), active.path().to_owned());
             let mut layer = Vec::new();
-            let trees = RwLayer::Trees { base: base.into(), active: active.into(), is_copy: false };
+            let trees = RwLayer::Trees { base: base.into(), active: active.into(), origin: Origin::Unknown };
             let summary = rw::write_layer(&trees, &mut layer).unwrap();
             (layer, summary)
         })

@@ -218,9 +218,17 @@ fn a_block_file_that_was_not_unmounted_is_said_and_never_repaired() {
     run("mkfs.ext4", &["-q", at(1).to_str().unwrap()]);
     with_mounted(&at(1), |root| fs::write(root.join("old"), "x").unwrap(), || {});
     fs::copy(at(1), at(2)).unwrap();
-    with_mounted(&at(2), |root| fs::write(root.join("new"), "x").unwrap(), || {});
+    let change = |root: &Path| {
+        fs::write(root.join("new"), "x").unwrap();
+        // Size and time are as before.
+        let time = fs::metadata(root.join("old")).unwrap().modified().unwrap();
+        let old = fs::OpenOptions::new().write(true).open(root.join("old")).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&old, b"y", 0).unwrap();
+        old.set_modified(time).unwrap();
+    };
+    with_mounted(&at(2), change, || {});
     let clean = look("blockfile", dir, 2).unwrap();
-    assert_eq!((names(&clean.rw), &clean.findings), (vec!["new".to_owned()], &vec![]));
+    assert_eq!((names(&clean.rw), &clean.findings), (vec!["new".to_owned(), "old".to_owned()], &vec![]));
     drop(clean);
 
     // The machine dies while it is mounted: that is what the file is like just then.
@@ -269,6 +277,71 @@ fn a_block_file_that_runs_is_read_as_it_is_now_and_not_as_it_lies_on_the_disk() 
     };
     with_mounted(&at(2), change, || {});
     assert_eq!(live, ["mounted over/", "mounted over/below", "not yet on the disk"]);
+}
+
+/// The form of containerd 2.2 and newer with a size for the container's part: a file system in a file over file systems in files.
+#[test]
+fn an_erofs_container_whose_part_is_a_file_system_of_its_own_is_read_over_its_layers() {
+    if !has_loop_devices() {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    store(dir, &[&[], &[], &[]]);
+    let at = |path: &str| dir.join("snapshots").join(path);
+    let whiteout = |path: &Path| mknodat(CWD, path, FileType::CharacterDevice, Mode::empty(), 0).unwrap();
+    for (n, names) in [(1, &["a", "b", "c"][..]), (2, &["d"])] {
+        let tree = dir.join("tree");
+        fs::create_dir(&tree).unwrap();
+        names.iter().for_each(|name| fs::write(tree.join(name), "x").unwrap());
+        if n == 2 {
+            whiteout(&tree.join("b"));
+        }
+        fs::create_dir(at(&n.to_string())).unwrap();
+        let layer = at(&format!("{n}/layer.erofs"));
+        run("mkfs.erofs", &["--quiet", layer.to_str().unwrap(), tree.to_str().unwrap()]);
+        fs::remove_dir_all(tree).unwrap();
+    }
+    fs::create_dir(at("3")).unwrap();
+    let own = at("3/rwlayer.img");
+    run("truncate", &["-s", "16M", own.to_str().unwrap()]);
+    run("mkfs.ext4", &["-q", own.to_str().unwrap()]);
+    let change = |root: &Path| {
+        ["upper", "work"].iter().for_each(|name| fs::create_dir(root.join(name)).unwrap());
+        ["a", "b", "d"].iter().for_each(|name| whiteout(&root.join("upper").join(name)));
+        fs::write(root.join("upper/new"), "x").unwrap();
+    };
+    with_mounted(&own, change, || {});
+    let found = look("erofs", dir, 3).unwrap();
+    // Layer 2 has deleted `b` already.
+    assert_eq!((names(&found.rw), &found.findings), (vec![".wh.a".into(), ".wh.d".into(), "new".into()], &vec![]));
+    drop(found);
+
+    // A layer that is kept elsewhere is not followed there; what the container did comes home.
+    fs::rename(at("2/layer.erofs"), dir.join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink(dir.join("elsewhere"), at("2/layer.erofs")).unwrap();
+    let found = look("erofs", dir, 3).unwrap();
+    assert!(found.findings[0].contains("is a link to") && found.findings.len() == 1, "{:?}", found.findings);
+    assert_eq!(names(&found.rw), [".wh.a", ".wh.b", ".wh.d", "new"]);
+}
+
+#[test]
+fn no_link_leads_out_of_a_snapshotter_s_directory() {
+    let temp = tempfile::tempdir().unwrap();
+    let outside = temp.path().join("outside");
+    fs::create_dir_all(outside.join("fs")).unwrap();
+    fs::write(outside.join("fs/secret"), "x").unwrap();
+    for (name, link) in
+        [("overlayfs", "snapshots/1"), ("native", "snapshots/1"), ("btrfs", "active/1"), ("stargz", "snapshots/1/fs")]
+    {
+        let dir = temp.path().join(name);
+        store(&dir, &[&[]]);
+        let link = dir.join(link);
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(&outside, &link).unwrap();
+        let said = why_not(name, &dir, 1);
+        assert!(said.contains("a link where the snapshotter has a directory"), "{name}: {said}");
+    }
 }
 
 #[test]
@@ -359,7 +432,7 @@ fn what_fuse_overlayfs_shows_is_what_the_layer_makes_whatever_its_marks_are() {
     stack.view().assert_same_as(&view, "fuse-overlayfs reads its other marks, too");
     let (other, summary) = stack.write();
     assert_eq!((summary.left_out.len(), summary.warnings.len()), (0, 0), "{summary:?}");
-    let sorted = |tar: &[u8]| BTreeSet::from_iter(names_in(tar));
+    let sorted = |tar: &[u8]| names_in(tar).into_iter().collect::<BTreeSet<_>>();
     assert_eq!(sorted(&other), sorted(&layer));
     stack.plain_with(&other).assert_same_as(&view, "files");
 }

@@ -12,7 +12,7 @@ use std::{
 
 use dewar::{
     binds, rw,
-    snapshotter::{Driver, RwLayer},
+    snapshotter::{Driver, Origin, RwLayer},
     tree::Summary,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -39,7 +39,7 @@ fn write(way: &str, dir: &Path, out: &mut dyn Write) -> Summary {
             driver: Driver::Kernel,
         },
         "tree" => RwLayer::Tree { dir: dir.to_owned().into() },
-        "trees" => RwLayer::Trees { base: base.into(), active: dir.to_owned().into(), is_copy: false },
+        "trees" => RwLayer::Trees { base: base.into(), active: dir.to_owned().into(), origin: Origin::Unknown },
         _ => {
             let source = binds::open_in_root(dir.parent().unwrap(), dir.file_name().unwrap().to_str().unwrap());
             return binds::write_bind(&source.unwrap(), "/data", out).unwrap();

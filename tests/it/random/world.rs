@@ -15,7 +15,7 @@ use std::{
 
 use dewar::{
     rw,
-    snapshotter::{Driver, RwLayer},
+    snapshotter::{Driver, Origin, RwLayer},
     tree::{Summary, Why},
 };
 use nix::{
@@ -282,7 +282,7 @@ impl World {
         let trees = RwLayer::Trees {
             base: base.path().to_owned().into(),
             active: active.path().to_owned().into(),
-            is_copy: false,
+            origin: Origin::Unknown,
         };
         let mut layer = Vec::new();
         let mut summary = rw::write_layer(&trees, &mut layer).unwrap();
