@@ -430,6 +430,11 @@ fn what_fuse_overlayfs_shows_is_what_the_layer_makes_whatever_its_marks_are() {
     stack.plain_with(&layer).assert_same_as(&view, "devices and attributes");
     assert!(with_marks_that_are_files(&stack) > 5, "it left devices and attributes here");
     stack.view().assert_same_as(&view, "fuse-overlayfs reads its other marks, too");
+    // A mark over nothing, since the layer below has one already, deletes nothing.
+    let d = stack.upper().join("d");
+    let time = fs::metadata(&d).unwrap().modified().unwrap();
+    fs::write(d.join(".wh.b"), "").unwrap();
+    fs::File::open(&d).unwrap().set_modified(time).unwrap();
     let (other, summary) = stack.write();
     assert_eq!((summary.left_out.len(), summary.warnings.len()), (0, 0), "{summary:?}");
     let sorted = |tar: &[u8]| names_in(tar).into_iter().collect::<BTreeSet<_>>();
