@@ -127,8 +127,8 @@ impl Scene {
     /// Loop devices on files of the store, and all mounts: ours must be gone, the daemon's may stay.
     fn mounts(&self) -> BTreeSet<String> {
         let lines = self.lab.sh(&format!(
-            "cut -d ' ' -f 4- /proc/mounts | cat /proc/mounts -
-             losetup --list --noheadings --raw --output MAJ:MIN,BACK-MAJ:MIN,BACK-INO > /tmp/loops
+            "cat /proc/mounts
+             losetup --list --noheadings --output MAJ:MIN,BACK-MAJ:MIN,BACK-INO > /tmp/loops
              find /var/lib/containerd/*.{} /var/lib/disk.img -mount -type f -printf '%i\\n' 2> /dev/null | sort -u > /tmp/inodes || true
              awk 'NR == FNR {{ ours[$1]; next }} $3 in ours' /tmp/inodes /tmp/loops",
             self.snapshotter
@@ -203,6 +203,9 @@ fn changes_are_told(scene: &Scene) {
         assert!(told.lines().any(|found| found.starts_with(line)), "{line} in {told}");
     }
     assert!(!told.contains("/bin/busybox") && !told.contains("lost+found"), "{told}");
+    // From where the daemon's mount cannot be seen the container's own leads to the same.
+    let elsewhere = "umount /run/containerd/io.containerd.runtime.v2.task/default/still/rootfs && dewar diff still";
+    assert_eq!(scene.lab.sh(&format!("unshare --mount sh -c '{elsewhere}'")), told);
 }
 
 macro_rules! carried {
@@ -242,6 +245,33 @@ fn a_store_that_nobody_uses_is_the_same_to_the_last_bit_afterwards() {
     }
 }
 
+/// Layers whose blobs are gone are made again from the file systems of the snapshots.
+#[test]
+fn an_image_without_its_blobs_comes_home_from_each_snapshotter() {
+    for snapshotter in ["btrfs", "blockfile", "erofs"] {
+        let Some(scene) = Scene::start(Containerd::V2_1, snapshotter) else { return };
+        let lab = &scene.lab;
+        scene.run_changed("still");
+        lab.kill_containerd();
+        lab.sh("cd /var/lib/containerd/io.containerd.content.v1.content/blobs/sha256
+             for blob in *; do [ \"$(head -c 1 $blob)\" = '{' ] || rm $blob; done");
+        let still = scene.files("still");
+        let ran = lab.dewar(&["checkpoint", "still", "-o", "/tmp/layout", "--ref", "localhost/s:1", "--json"]);
+        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert!(said.contains("made again from"), "{snapshotter}: {said}");
+        // Of overlay's layers each lies by itself, of the others' only the lowest.
+        assert_eq!(ran.status.code(), Some(i32::from(snapshotter != "erofs")), "{snapshotter}: {said}");
+        assert!(said.contains("byte for byte (as written by"), "{snapshotter}: {said}");
+        assert!(dewar_ok(lab, &["verify", "/tmp/layout"]).starts_with("sound"));
+        lab.lose_node();
+        scene.start_containerd(r#""walking""#);
+        scene.import("tar -C /tmp/layout -cf - .");
+        lab.restore("still", "localhost/s:1");
+        let differences = scene.files("still").differences(&still);
+        assert!(differences.lines().all(|line| line.starts_with("tmp: other mtime")), "{snapshotter}: {differences}");
+    }
+}
+
 /// Killed at any instant, `dewar` leaves no mount, no loop device, no process.
 #[test]
 fn nothing_of_what_was_mounted_is_left_by_a_killed_run() {
@@ -250,6 +280,8 @@ fn nothing_of_what_was_mounted_is_left_by_a_killed_run() {
         scene.run_changed("still");
         scene.lab.kill_containerd();
         let mounts = scene.mounts();
+        let has_loop = mounts.iter().any(|line| line.trim_start().starts_with("7:"));
+        assert_eq!(has_loop, snapshotter == "blockfile", "the daemon's own loop devices are seen: {mounts:?}");
         let args = ["checkpoint", "still", "-o", "/tmp/layout", "--task", "never"];
         let start = Instant::now();
         dewar_ok(&scene.lab, &args);
