@@ -147,7 +147,7 @@ fn mounted(path: &Path, known: Superblock, how: &str) -> Result<Mounted> {
     let findings = known.is_dirty.then(|| {
         format!(
             "the {} in {} was not unmounted, and its journal is not replayed, since that would change it: what was \
-             written last may be missing",
+             written last may be missing (a copy that was mounted once has it)",
             known.fs,
             path.display()
         )

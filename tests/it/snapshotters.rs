@@ -181,7 +181,8 @@ fn run(program: &str, args: &[&str]) {
 /// Changes the file system in `image` while it is mounted; `then` runs before it is unmounted.
 fn with_mounted(image: &Path, change: impl FnOnce(&Path), then: impl FnOnce()) {
     let at = tempfile::tempdir().unwrap();
-    run("mount", &["-o", "loop", image.to_str().unwrap(), at.path().to_str().unwrap()]);
+    let how = if fs::metadata(image).unwrap().is_file() { "loop" } else { "rw" };
+    run("mount", &["-o", how, image.to_str().unwrap(), at.path().to_str().unwrap()]);
     let mounted = Mounted(at.path());
     change(at.path());
     then();
@@ -277,6 +278,72 @@ fn a_block_file_that_runs_is_read_as_it_is_now_and_not_as_it_lies_on_the_disk() 
     };
     with_mounted(&at(2), change, || {});
     assert_eq!(live, ["mounted over/", "mounted over/below", "not yet on the disk"]);
+}
+
+/// A name of device mapper's that leads to a loop device; both are gone when dropped.
+struct Volume(String, String);
+
+impl Volume {
+    fn make(name: &str, image: &Path) -> Self {
+        let attached = Command::new("losetup").args(["-f", "--show"]).arg(image).output().unwrap();
+        let device = String::from_utf8(attached.stdout).unwrap().trim().to_owned();
+        fs::create_dir_all("/dev/mapper").unwrap();
+        std::os::unix::fs::symlink(&device, format!("/dev/mapper/{name}")).unwrap();
+        Self(name.into(), device)
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        fs::remove_file(format!("/dev/mapper/{}", self.0)).unwrap();
+        let _ = fs::remove_dir("/dev/mapper"); // others' names may be in it
+        run("losetup", &["-d", &self.1]);
+    }
+}
+
+/// Loop devices stand in for thin volumes: what matters is that a name leads to a block device.
+#[test]
+fn active_volumes_are_compared_and_one_that_is_mounted_is_read_where_it_is() {
+    if !has_loop_devices() {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    store(dir, &[&[], &[]]);
+    let pool = format!("dewar-test-{}", std::process::id());
+    drop(Bolt::open(dir.join(format!("{pool}.db"))).unwrap());
+    let image = |n: u32| dir.join(format!("image-{n}"));
+    run("truncate", &["-s", "16M", image(1).to_str().unwrap()]);
+    run("mkfs.ext4", &["-q", image(1).to_str().unwrap()]);
+    fs::copy(image(1), image(2)).unwrap();
+    with_mounted(&image(2), |root| fs::write(root.join("new"), "x").unwrap(), || {});
+    let volumes = [1, 2].map(|n| Volume::make(&format!("{pool}-snap-{n}"), &image(n)));
+    assert_eq!(names(&look("devmapper", dir, 2).unwrap().rw), ["new"]);
+    let change = |root: &Path| {
+        fs::write(root.join("newer"), "x").unwrap();
+        assert_eq!(names(&look("devmapper", dir, 2).unwrap().rw), ["new", "newer"]);
+    };
+    with_mounted(Path::new(&volumes[1].1), change, || {});
+}
+
+#[test]
+fn a_proxy_s_own_directory_is_found_below_the_sysroot_and_the_configured_one_comes_first() {
+    let temp = tempfile::tempdir().unwrap();
+    let own = temp.path().join("var/lib/containerd-stargz-grpc/snapshotter");
+    let configured = temp.path().join("elsewhere");
+    for (dir, file) in [(&own, "usual"), (&configured, "configured")] {
+        store(dir, &[&[]]);
+        fs::create_dir_all(dir.join("snapshots/1/fs")).unwrap();
+        fs::write(dir.join("snapshots/1/fs").join(file), "").unwrap();
+    }
+    let root = temp.path().join("var/lib/containerd");
+    let usual = Host { root, sysroot: Some(temp.path().to_owned()), ..Host::default() };
+    let snapshotters = BTreeMap::from([("stargz".to_owned(), configured)]);
+    let told = Host { snapshotters, ..usual.clone() };
+    for (host, file) in [(usual, "usual"), (told, "configured")] {
+        let found = snapshotter::rw_layer(&host, "stargz", &SnapshotName("default/1/s1".into())).unwrap();
+        assert_eq!(names(&found.rw), [file]);
+    }
 }
 
 /// The form of containerd 2.2 and newer with a size for the container's part: a file system in a file over file systems in files.
