@@ -171,12 +171,27 @@ pub(super) fn in_a_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) 
     thread::scope(|scope| scope.spawn(work).join().unwrap_or_else(|_| Err(io::Error::other("the thread failed"))))
 }
 
+/// What is mounted on `dir` from now on appears in no other namespace.
+fn keep_to_ourselves(dir: &Path) -> io::Result<()> {
+    use MountPropagationFlags as Flags;
+    match sys::mount_change("/", Flags::PRIVATE | Flags::REC) {
+        // Within a chroot the root is no mount; then the one that has the directory must do.
+        Err(rustix::io::Errno::INVAL) => {
+            let mut above = dir.ancestors();
+            let is_mount = |dir: &Path| sys::mount_change(dir, Flags::PRIVATE).is_ok();
+            let why = "in a chroot the store must be on a mount of its own";
+            above.find(|dir| is_mount(dir)).map(drop).ok_or_else(|| io::Error::other(why))
+        }
+        done => Ok(done?),
+    }
+}
+
 /// Runs in a thread of its own.
 fn detached(path: &Path, known: Superblock, how: &str) -> io::Result<OwnedFd> {
     // Within the new namespace the directory serves as the place of both mounts; nobody else sees them.
-    let dir = path.parent().unwrap_or(path);
+    let dir = &path.parent().unwrap_or(path).canonicalize()?;
     sched::unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)?;
-    sys::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    keep_to_ourselves(dir)?;
     sys::mount_bind(dir, dir)?;
     let quiet = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOATIME;
     sys::mount_remount(dir, if how.is_empty() { MountFlags::BIND | MountFlags::NOATIME } else { quiet }, c"")?;
@@ -184,7 +199,7 @@ fn detached(path: &Path, known: Superblock, how: &str) -> io::Result<OwnedFd> {
     // -n: no note of it in a file; -i: no helper program; the kernel's word is in C.
     let run = Command::new("mount")
         .args(["-n", "-i", "-t", known.fs, "-o", &options.concat()])
-        .args([path, dir])
+        .args([path, dir.as_path()])
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
         .output()
