@@ -38,13 +38,6 @@ pub(super) fn damage(file: &[u8], meta: &Meta) -> Vec<Corrupt> {
     walk.findings
 }
 
-/// The pages of the tree below page `root`, and those to which two of its places lead.
-pub(super) fn claimed(pages: Pages<'_>, root: u64) -> (Set, Vec<u64>) {
-    let mut walk = Walk { pages, findings: Vec::new() };
-    walk.bucket(root, 0);
-    (walk.pages.claimed, walk.pages.contested)
-}
-
 struct Walk<'a> {
     pages: Pages<'a>,
     findings: Vec<Corrupt>,

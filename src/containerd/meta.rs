@@ -234,6 +234,10 @@ fn path<'d>(bucket: Bucket<'d>, keys: &[&str]) -> Result<Option<Bucket<'d>>, Cor
 
 fn container(namespace: &[u8], id: &[u8], record: &Bucket<'_>) -> Result<Container, Corrupt> {
     let runtime = record.bucket("runtime")?;
+    // No container is without both: then nothing of it is left but its name.
+    if runtime.is_none() && record.value("createdat")?.is_none() {
+        return Err(Corrupt { at: 0, why: "nothing of a container's record can be read" });
+    }
     let bytes = |bucket: &Bucket<'_>, key: &str| Ok(bucket.value(key)?.unwrap_or_default().to_vec());
     Ok(Container {
         name: ContainerRef { namespace: identifier(namespace)?, id: identifier(id)? },

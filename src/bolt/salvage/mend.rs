@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use super::{
     Entry, Found, Mended, Origin, Reading, Reason,
     orphans::{Orphans, Worth, root_of},
+    survey::Survey,
 };
 use crate::bolt::{
-    Bucket, check,
+    Bucket,
     page::{Page, u64_at},
     schema::{IsNamed, Kind, Place},
     walk::{MAX_NEST, Pages, Wound},
@@ -24,13 +25,13 @@ pub(super) fn mend(file: &[u8], schema: &'static Kind, mut reading: Reading) -> 
     reading.displaced = displaced(file, &reading);
     let mut pages = Pages::new(file, &reading.meta);
     pages.displaced.clone_from(&reading.displaced);
-    let (used, contested) = check::claimed(pages, reading.meta.root);
+    let survey = Survey::of(pages, reading.meta.root, schema);
     let outer = reading;
     let db = outer.db(file);
-    let orphans = Orphans::find(file, &db, schema, &used, outer.meta.page_size);
+    let orphans = Orphans::find(file, &db, schema, &survey, outer.meta.page_size);
     let mut pages = Pages::new(file, &outer.meta);
     pages.displaced.clone_from(&outer.displaced);
-    let mut mender = Mender { pages, contested, orphans, mended: Vec::new(), schema };
+    let mut mender = Mender { pages, survey: &survey, orphans, mended: Vec::new(), schema };
     let root = mender.live(outer.meta.root, Some(schema), &mut Vec::new());
     let mended = mender.mended;
     drop(db);
@@ -41,9 +42,9 @@ pub(super) fn mend(file: &[u8], schema: &'static Kind, mut reading: Reading) -> 
 pub(super) fn removed(file: &[u8], schema: &'static Kind, kind: &'static Kind, reading: &Reading) -> Vec<(Place, u64)> {
     let mut pages = Pages::new(file, &reading.meta);
     pages.displaced.clone_from(&reading.displaced);
-    let (used, _) = check::claimed(pages, reading.meta.root);
+    let survey = Survey::of(pages, reading.meta.root, schema);
     let db = reading.db(file);
-    let mut orphans = Orphans::find(file, &db, schema, &used, reading.meta.page_size);
+    let mut orphans = Orphans::find(file, &db, schema, &survey, reading.meta.page_size);
     let everywhere = orphans.everywhere(kind);
     let named = |orphans: &mut Orphans<'_>, place: &Place, page: u64| {
         place.last().is_some_and(|key| orphans.may_be(page, Some(kind), key))
@@ -78,8 +79,7 @@ fn displaced(file: &[u8], reading: &Reading) -> std::collections::HashMap<u64, u
 
 struct Mender<'a> {
     pages: Pages<'a>,
-    /// Pages to which two places of the tree lead.
-    contested: Vec<u64>,
+    survey: &'a Survey<'a>,
     orphans: Orphans<'a>,
     mended: Vec<Mended>,
     schema: &'static Kind,
@@ -180,17 +180,28 @@ impl<'a> Mender<'a> {
         let is_anothers = kind.is_some_and(|kind| {
             let key = place.last().map(Vec::as_slice).unwrap_or_default();
             let names = |is_named: IsNamed| is_named(key, &Bucket::at_page(self.orphans.db, root));
-            self.contested.contains(&root) && kind.is_named.and_then(names) == Some(false)
+            self.survey.contested.contains(&root) && kind.is_named.and_then(names) == Some(false)
         });
         let is_lost = is_anothers || self.pages.page(root).is_err();
         if let Some(kind) = kind.filter(|kind| is_lost && kind.is_record) {
             return self.older(kind, place);
         }
-        let is_in_part =
-            kind.is_some_and(|kind| kind.is_record) && self.pages.page(root).is_ok_and(|p| p.defect().is_some());
-        let found = Found::Mended(self.live(root, kind, place)?);
-        let origin = Origin::Salvaged(Reason { page: root, why: IN_PART });
-        Some(Entry { place: found, origin: if is_in_part { origin } else { Origin::Live } })
+        let index = self.live(root, kind, place)?;
+        let found = Found::Mended(index);
+        let Some(kind) = kind.filter(|kind| kind.is_record) else {
+            return Some(Entry { place: found, origin: Origin::Live });
+        };
+        // The newest copy, if all that makes such a record is still in it; else one that is whole, if there is any.
+        let in_part = Entry { place: found, origin: Origin::Salvaged(Reason { page: root, why: IN_PART }) };
+        let older = if self.has_required(index, kind) { None } else { self.older(kind, place) };
+        Some(older.unwrap_or(in_part))
+    }
+
+    fn has_required(&self, index: usize, kind: &'static Kind) -> bool {
+        let Some(Mended { pages, entries }) = self.mended.get(index) else { return false };
+        let pages: Vec<_> = pages.iter().filter_map(|at| self.orphans.db.page_at(*at).ok()).collect();
+        let has = |key: &[u8]| pages.iter().any(|page| sound(page).any(|i| page.key(i) == Some(key)));
+        kind.required.iter().all(|key| entries.contains_key(key.as_bytes()) || has(key.as_bytes()))
     }
 
     /// The newest copy of a record whose page is lost.
@@ -204,7 +215,8 @@ impl<'a> Mender<'a> {
 
     /// True if there can be only one bucket of this kind.
     fn is_only(&self, kind: &'static Kind) -> bool {
-        self.schema.all().iter().any(|(known, way)| std::ptr::eq(*known, kind) && way.is_some())
+        let has_way = |(known, way): &(&Kind, Option<Place>)| std::ptr::eq(*known, kind) && way.is_some();
+        self.schema.all().iter().any(has_way) || self.survey.is_only(kind)
     }
 
     /// A page of an orphan as an entry: itself if all below it is whole, else mended.
@@ -276,6 +288,7 @@ impl<'a> Mender<'a> {
         lists: &[(&'a [u8], &'a [u8], Worth)],
         entries: &mut Entries,
     ) {
+        self.take_implied(kind, place, misses, entries);
         let mut kinds: Vec<&'static Kind> =
             kind.fields.iter().filter_map(|(key, _)| kind.below(key.as_bytes())).collect();
         kinds.extend(kind.below(b"\0"));
@@ -297,6 +310,26 @@ impl<'a> Mender<'a> {
                 let entry = self.below(page, Some(below), &way, Origin::Salvaged(Reason { page, why }));
                 entries.extend(entry.map(|entry| (key.into(), entry)));
             }
+        }
+    }
+
+    /// Lists of which no page is left, but something of what was in them.
+    fn take_implied(
+        &mut self,
+        kind: &'static Kind,
+        place: &Place,
+        misses: &dyn Fn(&[u8]) -> bool,
+        entries: &mut Entries,
+    ) {
+        for key in self.orphans.names_below(place) {
+            let below = kind.below(&key).filter(|below| !below.is_record && place.len() < MAX_NEST);
+            let Some(below) = below.filter(|_| !entries.contains_key(key.as_slice()) && misses(&key)) else { continue };
+            let way = [place.as_slice(), std::slice::from_ref(&key)].concat();
+            let copies = self.orphans.copies(below, &way, self.is_only(below));
+            let page = copies.first().copied().unwrap_or_default();
+            let origin = Origin::Salvaged(Reason { page, why: LOST_PARENT });
+            let entry = self.merged_list(copies, below, &way, origin);
+            entries.extend(entry.map(|entry| (key.into(), entry)));
         }
     }
 

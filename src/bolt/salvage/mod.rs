@@ -15,6 +15,7 @@
 
 mod mend;
 mod orphans;
+mod survey;
 
 use std::collections::{BTreeMap, HashMap};
 

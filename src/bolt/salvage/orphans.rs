@@ -1,12 +1,13 @@
 //! Pages that hang nowhere: what each is, where it belongs, how new it is.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use super::survey::Survey;
 use crate::bolt::{
     Bucket, Db,
     page::{BRANCH, HEADER, Leaf, Page, u64_at},
     schema::{Field, Kind, Others, Place},
-    walk::{MAX_DEPTH, MAX_NEST, Set},
+    walk::{MAX_DEPTH, MAX_NEST},
 };
 
 /// A time as Go writes it: seconds and nanoseconds, big-endian, so that bytes compare as times do.
@@ -31,7 +32,7 @@ type Named = (Vec<u8>, u64);
 pub(super) struct Orphans<'a> {
     pub db: &'a Db<'a>,
     page_size: usize,
-    used: &'a Set,
+    survey: &'a Survey<'a>,
     kinds: Vec<(&'static Kind, Option<Place>)>,
     /// Where each starts in the file.
     pages: BTreeMap<u64, usize>,
@@ -51,6 +52,8 @@ pub(super) struct Orphans<'a> {
     index: HashMap<(usize, Place), Vec<u64>>,
     /// Their keys and pages, by kind and the place above.
     below: HashMap<(usize, Place), Vec<Named>>,
+    /// Names right below a place of which something is found, however deep.
+    names: HashMap<Place, BTreeSet<Vec<u8>>>,
     /// Leaves of a kind whose place is not known.
     homeless: HashMap<usize, Vec<u64>>,
 }
@@ -93,14 +96,20 @@ pub(super) fn has_fields(elements: &[Leaf<'_>], kind: &Kind) -> bool {
 }
 
 impl<'a> Orphans<'a> {
-    /// Finds them: `used` are the pages of the tree, with those they run on to.
-    pub fn find(file: &'a [u8], db: &'a Db<'a>, schema: &'static Kind, used: &'a Set, page_size: usize) -> Self {
+    /// Finds them: `survey` knows the pages of the tree, with those they run on to.
+    pub fn find(
+        file: &'a [u8],
+        db: &'a Db<'a>,
+        schema: &'static Kind,
+        survey: &'a Survey<'a>,
+        page_size: usize,
+    ) -> Self {
         let mut kinds: Vec<_> = schema.all().into_iter().filter(|(kind, _)| kind.is_telling()).collect();
         kinds.sort_by_key(|(kind, _)| std::cmp::Reverse(kind.required.len()));
         let mut orphans = Self {
             db,
             page_size,
-            used,
+            survey,
             kinds,
             pages: BTreeMap::new(),
             kind_of: HashMap::new(),
@@ -112,6 +121,7 @@ impl<'a> Orphans<'a> {
             places: HashMap::new(),
             index: HashMap::new(),
             below: HashMap::new(),
+            names: HashMap::new(),
             homeless: HashMap::new(),
         };
         orphans.scan(file);
@@ -122,7 +132,7 @@ impl<'a> Orphans<'a> {
 
     fn scan(&mut self, file: &'a [u8]) {
         for index in 2..file.len() / self.page_size {
-            if self.used.has(index) {
+            if self.survey.used.has(index) {
                 continue;
             }
             let at = index * self.page_size;
@@ -140,7 +150,7 @@ impl<'a> Orphans<'a> {
             let page = Page::at(file, self.page_size, *at).ok()?;
             let first = at / self.page_size;
             let rest = first + 1..first + page.len() / self.page_size;
-            let is_taken = rest.into_iter().any(|n| self.used.has(n) || self.pages.contains_key(&(n as u64)));
+            let is_taken = rest.into_iter().any(|n| self.survey.used.has(n) || self.pages.contains_key(&(n as u64)));
             is_taken.then_some(*id)
         };
         let broken: Vec<u64> = self.pages.iter().filter_map(runs_on).collect();
@@ -190,6 +200,7 @@ impl<'a> Orphans<'a> {
             if let Some(kind) = self.kind(id, 0).filter(|kind| !is_branch || self.kinds[*kind].0.is_record) {
                 match self.place(id) {
                     Some(place) => {
+                        self.imply(&place);
                         if let Some((key, way)) = place.split_last().filter(|(key, _)| !key.is_empty()) {
                             self.below.entry((kind, way.to_vec())).or_default().push((key.clone(), id));
                         }
@@ -199,6 +210,20 @@ impl<'a> Orphans<'a> {
                 }
             }
         }
+    }
+
+    /// What lies at a place says that all above it was there.
+    fn imply(&mut self, place: &[Vec<u8>]) {
+        if let Some((key, way)) = place.split_last() {
+            if key.is_empty() || self.names.entry(way.to_vec()).or_default().insert(key.clone()) {
+                self.imply(way);
+            }
+        }
+    }
+
+    /// The names right below `place` of which something is found.
+    pub fn names_below(&self, place: &Place) -> Vec<Vec<u8>> {
+        self.names.get(place).into_iter().flatten().cloned().collect()
     }
 
     fn number(&self, kind: &'static Kind) -> Option<usize> {
@@ -347,6 +372,9 @@ impl<'a> Orphans<'a> {
         let (kind, page) = (self.kind(id, 0)?, self.page(id)?);
         for leaf in (0..page.count).filter_map(|i| page.leaf(i).ok()).take(16) {
             let Some(root) = root_of(&leaf) else { continue };
+            if let Some(place) = self.survey.list_with(root, leaf.key) {
+                return Some(place.clone());
+            }
             for (list, i) in self.referrers.get(&root).cloned().unwrap_or_default().into_iter().take(16) {
                 let other = self.page(list).and_then(|page| page.leaf(i).ok());
                 if list != id && self.kind(list, 0) == Some(kind) && other.is_some_and(|other| other.key == leaf.key) {
