@@ -70,6 +70,11 @@ impl<'a> Db<'a> {
         (self.meta.txid, self.meta.checksum)
     }
 
+    /// Bytes in a page.
+    pub fn page_size(&self) -> usize {
+        self.meta.page_size
+    }
+
     /// The bucket of buckets.
     pub fn root(&'a self) -> Bucket<'a> {
         let mended = self.reading.and_then(|reading| reading.mended.get(reading.root?));

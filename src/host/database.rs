@@ -15,11 +15,14 @@ use super::Host;
 use crate::{
     bolt::Db,
     corrupt::Corrupt,
-    error::{At, Error, In, Result},
+    error::{At, Error, Result},
 };
 
 /// A busy daemon commits a few times a second; so many failures in a row mean something else.
 const TRIES: usize = 200;
+
+/// A meta page is written in one go: so many looks at half of one mean that it is no meta page.
+const UNREADABLE: usize = 20;
 
 /// The bytes of the database at `path`.
 ///
@@ -65,31 +68,30 @@ fn copy(file: &mut File, path: &Path) -> Result<Vec<u8>> {
 /// A commit writes pages that are free in the commit before, and its meta page last. So a copy whose newest meta
 /// is still the newest in the file afterwards was not written into (bbolt `tx.go`, `Commit`).
 fn consistent_copy(file: &mut File, path: &Path) -> Result<Vec<u8>> {
-    let mut last = None;
-    for _ in 0..TRIES {
+    let mut unreadable = 0;
+    for tries in 0..TRIES {
         let bytes = copy(file, path)?;
-        let before = Db::open(&bytes).map(|db| db.commit());
-        let again = copy_head(file, path)?;
-        let after = Db::open(&again).map(|db| db.commit());
-        match (before, after) {
-            (Ok(before), Ok(after)) if before == after => return Ok(bytes),
-            (Err(e), _) | (_, Err(e)) => last = Some(e),
-            _ => {}
+        match Db::open(&bytes) {
+            Ok(db) if is_newest(file, path, &db)? => return Ok(bytes),
+            Ok(_) => unreadable = 0,
+            // A meta page may be met while it is written; if it stays so, the file is damaged, and nobody commits to it.
+            Err(_) => unreadable += 1,
         }
-        std::thread::sleep(Duration::from_millis(5));
+        if unreadable >= UNREADABLE {
+            return Ok(bytes);
+        }
+        // Not in step with the commits.
+        std::thread::sleep(Duration::from_micros(200 * (tries % 17) as u64));
     }
-    match last {
-        Some(e) => Err(e).within(path),
-        None => Err(Error::malformed(path, "changes faster than it can be read: stop the daemon for a moment")),
-    }
+    Err(Error::malformed(path, "changes faster than it can be read: stop the daemon for a moment"))
 }
 
-/// Enough of the file's start to hold both meta pages, whatever the page size.
-fn copy_head(file: &mut File, path: &Path) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
+/// True if no commit was made since `db` was copied: both meta pages are read anew.
+fn is_newest(file: &mut File, path: &Path, db: &Db<'_>) -> Result<bool> {
+    let mut head = Vec::new();
     file.seek(SeekFrom::Start(0)).at("read", path)?;
-    file.take(33 << 20).read_to_end(&mut bytes).at("read", path)?;
-    Ok(bytes)
+    file.take(2 * db.page_size() as u64).read_to_end(&mut head).at("read", path)?;
+    Ok(Db::open(&head).is_ok_and(|now| now.commit() == db.commit()))
 }
 
 #[cfg(test)]

@@ -38,3 +38,5 @@ mod tar_form;
 mod trouble;
 /// `verify` finds every damage, all at once.
 mod verify;
+/// Databases that another writer of bolt files made: large, random, at work.
+mod writer;

@@ -1,0 +1,303 @@
+//! Databases that another writer of bolt files made (`bbolt-rs`): large ones, random ones, one at work while it is read.
+//!
+//! ```sh
+//! DEWAR_RECORDS=100000 cargo test --release --test it writer -- --nocapture   # what ls takes of time and memory
+//! DEWAR_SEEDS=2000 cargo test --test it writer                                # a long row of random databases
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    process::Stdio,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use bbolt_rs::{Bolt, BoltOptions, BucketRwApi, BucketRwImpl, DbRwAPI, TxRwRefApi};
+use dewar::{
+    bolt::{Bucket, Db, Item, check},
+    host::{Host, database},
+};
+
+use crate::harness::{META_DB, Sandbox};
+
+fn number(name: &str, usual: u64) -> u64 {
+    std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
+}
+
+/// Go's binary time for this many seconds since 2026 began.
+fn time(seconds: u64) -> Vec<u8> {
+    let since_year_one = 62_135_596_800 + 1_767_225_600 + seconds;
+    [&[1][..], &since_year_one.to_be_bytes(), &[0, 0, 0, 7], &[0xff, 0xff]].concat()
+}
+
+/// A container's record as containerd writes it, with labels, a spec of usual size and a pod's metadata.
+fn put_container(containers: &mut BucketRwImpl<'_, '_>, id: &str, n: u64) -> bbolt_rs::Result<()> {
+    let mut record = containers.create_bucket(id)?;
+    for (key, value) in [("createdat", time(n)), ("updatedat", time(n))] {
+        record.put(key, value)?;
+    }
+    for (key, value) in
+        [("image", "registry.example/shop/web:1"), ("snapshotter", "overlayfs"), ("snapshotKey", id), ("sandboxid", "")]
+    {
+        record.put(key, value)?;
+    }
+    let spec =
+        format!(r#"{{"ociVersion":"1.1.0","linux":{{"cgroupsPath":"/k8s.io/{id}"}},"x":"{}"}}"#, "x".repeat(1200));
+    record.put("spec", spec)?;
+    let mut runtime = record.create_bucket("runtime")?;
+    runtime.put("name", "io.containerd.runc.v2")?;
+    let mut labels = record.create_bucket("labels")?;
+    for (key, value) in
+        [("io.kubernetes.pod.name", format!("pod-{}", n / 3)), ("io.kubernetes.container.name", format!("c{}", n % 3))]
+    {
+        labels.put(key, value)?;
+    }
+    Ok(())
+}
+
+fn put_store(path: &Path, records: u64) {
+    let mut db = BoltOptions::builder().no_sync().build().open(path).unwrap();
+    for first in (0..records.max(1)).step_by(20_000) {
+        db.update(|mut tx| {
+            let mut v1 = tx.create_bucket_if_not_exists("v1")?;
+            v1.put("version", [8])?;
+            let mut namespace = v1.create_bucket_if_not_exists("k8s.io")?;
+            let mut containers = namespace.create_bucket_if_not_exists("containers")?;
+            for n in first..records.min(first + 20_000) {
+                put_container(&mut containers, &format!("{n:08x}{:056x}", n * 7919), n)?;
+            }
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
+/// `ls` of many records: all of them, in order; in half a second for 100,000 and within twice the file's size of memory
+/// (what a program takes in any case apart), if the program is optimised.
+#[test]
+fn many_records_are_listed_soon_and_in_little_memory() {
+    let records = number("DEWAR_RECORDS", 2000);
+    let sandbox = Sandbox::empty();
+    let path = sandbox.root().join(META_DB);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    put_store(&path, records);
+    let size = std::fs::metadata(&path).unwrap().len();
+    let listed = sandbox.dewar(&["ls", "--json"]).exits(0).json();
+    let ids: Vec<&str> = listed.as_array().unwrap().iter().map(|row| row["id"].as_str().unwrap()).collect();
+    assert_eq!(ids.len() as u64, records);
+    assert!(ids.is_sorted() && ids.iter().enumerate().all(|(n, id)| id.starts_with(&format!("{n:08x}"))));
+
+    let started = Instant::now();
+    let mut child = sandbox.command(&["ls"]).stdout(Stdio::null()).spawn().unwrap();
+    let (_, used) = wait4(&mut child);
+    let took = started.elapsed();
+    eprintln!("{records} records, {} MiB: ls took {took:?} and {} MiB", size >> 20, used >> 20);
+    if !cfg!(debug_assertions) {
+        assert!(took < Duration::from_millis(500).max(Duration::from_micros(5 * records)), "{took:?}");
+    }
+    assert!(used < 2 * size + (16 << 20), "{used} bytes for a file of {size}");
+}
+
+/// Waits for a program; the most memory it had, in bytes, as GNU time would say.
+fn wait4(child: &mut std::process::Child) -> (i32, u64) {
+    let status = Path::new("/proc").join(child.id().to_string()).join("status");
+    let mut most = 0;
+    loop {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let peak =
+            text.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        most = most.max(peak.unwrap_or(0) << 10);
+        if let Some(status) = child.try_wait().unwrap() {
+            return (status.code().unwrap_or(-1), most);
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+}
+
+/// What a bucket should hold.
+#[derive(Default)]
+struct Model(BTreeMap<Vec<u8>, Node>);
+
+enum Node {
+    Value(Vec<u8>),
+    Bucket(Model),
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % n
+    }
+
+    fn bytes(&mut self, most: u64) -> Vec<u8> {
+        let length = self.below(most);
+        (0..length).map(|_| self.below(256) as u8).collect()
+    }
+
+    fn key(&mut self) -> Vec<u8> {
+        let length = if self.below(20) == 0 { 300 } else { 12 };
+        [format!("{:03}", self.below(400)).into_bytes(), self.bytes(length)[..0].to_vec()].concat()
+    }
+}
+
+fn change(
+    random: &mut Random,
+    bucket: &mut BucketRwImpl<'_, '_>,
+    model: &mut Model,
+    depth: u64,
+) -> bbolt_rs::Result<()> {
+    for _ in 0..random.below(60 >> depth) + 1 {
+        let key = random.key();
+        match (random.below(10), model.0.get_mut(&key)) {
+            (0..=1, Some(Node::Bucket(below))) => {
+                let mut bucket = bucket.bucket_mut(&key).unwrap();
+                change(random, &mut bucket, below, depth + 1)?;
+            }
+            // That writer frees pages of removed buckets twice, so none is removed.
+            (_, Some(Node::Bucket(_))) => {}
+            (0..=1, None) if depth < 4 => {
+                let mut bucket = bucket.create_bucket(&key)?;
+                let mut below = Model::default();
+                change(random, &mut bucket, &mut below, depth + 1)?;
+                model.0.insert(key, Node::Bucket(below));
+            }
+            (3..=4, Some(Node::Value(_))) => {
+                bucket.delete(&key)?;
+                model.0.remove(&key);
+            }
+            _ => {
+                let most = if random.below(30) == 0 { 20_000 } else { 80 };
+                let value = random.bytes(most);
+                bucket.put(&key, &value)?;
+                model.0.insert(key, Node::Value(value));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn same(bucket: &Bucket<'_>, model: &Model) {
+    let mut right = model.0.iter();
+    for entry in bucket.iter() {
+        let (key, item) = entry.unwrap();
+        let (right_key, node) = right.next().unwrap();
+        assert_eq!(key, right_key);
+        match (item, node, bucket.get(key).unwrap().unwrap()) {
+            (Item::Value(a), Node::Value(b), Item::Value(c)) => assert!(a == b && a == c),
+            (Item::Bucket(below), Node::Bucket(model), Item::Bucket(_)) => same(&below, model),
+            _ => panic!("{key:?} is of another kind"),
+        }
+    }
+    assert!(right.next().is_none());
+}
+
+#[test]
+fn random_databases_are_read_as_they_were_written() {
+    for seed in 1..=number("DEWAR_SEEDS", 12) {
+        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("random.db");
+        let mut model = Model::default();
+        let size = [1024, 4096, 4096, 16384][random.below(4) as usize];
+        let mut db = BoltOptions::builder().no_sync().page_size(size).build().open(&path).unwrap();
+        for _ in 0..random.below(12) + 1 {
+            db.update(|mut tx| {
+                let mut root = tx.create_bucket_if_not_exists("root")?;
+                change(&mut random, &mut root, &mut model, 0)
+            })
+            .unwrap();
+        }
+        drop(db);
+        let bytes = std::fs::read(&path).unwrap();
+        // That writer forgets pages now and then.
+        let findings: Vec<_> = check(&bytes).into_iter().filter(|f| !f.why.contains("neither in use nor")).collect();
+        assert_eq!(findings, [], "seed {seed}");
+        let db = Db::open(&bytes).unwrap();
+        same(&db.root().bucket("root").unwrap().unwrap(), &model);
+    }
+}
+
+/// One commit: everything in it says its number, in pages all over the file.
+fn commit(db: &mut Bolt, n: u64) {
+    db.update(|mut tx| {
+        let mut root = tx.create_bucket_if_not_exists("root")?;
+        root.put("n", n.to_string())?;
+        for part in 0..8 {
+            let mut bucket = root.create_bucket_if_not_exists(format!("part{part}"))?;
+            bucket.put("n", n.to_string())?;
+            bucket.put(format!("{:04}", n * 31 % 500), vec![n as u8; 700])?;
+            bucket.delete(format!("{:04}", n * 17 % 500))?;
+        }
+        Ok(())
+    })
+    .unwrap();
+}
+
+fn commit_of(bytes: &[u8]) -> u64 {
+    let findings: Vec<_> = check(bytes).into_iter().filter(|f| !f.why.contains("neither in use nor")).collect();
+    assert_eq!(findings, [], "a copy is of no one moment");
+    let db = Db::open(bytes).unwrap();
+    let root = db.root().bucket("root").unwrap().unwrap();
+    let number = |bucket: &Bucket<'_>| -> u64 {
+        std::str::from_utf8(bucket.value("n").unwrap().unwrap()).unwrap().parse().unwrap()
+    };
+    let n = number(&root);
+    for part in 0..8 {
+        let bucket = root.bucket(format!("part{part}")).unwrap().unwrap();
+        assert_eq!(number(&bucket), n);
+        assert!(bucket.iter().all(|entry| entry.is_ok()));
+    }
+    n
+}
+
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A writer that holds the lock and commits without end; each of 1,000 copies taken beside it is of one commit.
+#[test]
+fn a_thousand_copies_beside_a_writer_at_work_are_each_of_one_commit() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("meta.db");
+    let mut db = BoltOptions::builder().no_sync().build().open(&path).unwrap();
+    commit(&mut db, 0);
+    let host = Host { daemon_running: true, ..Host::default() };
+    assert!(database::read(&Host::default(), &path).is_err(), "the writer has no lock");
+    let done = AtomicBool::new(false);
+    let mut seen = std::collections::BTreeSet::new();
+    let mut commits = 0;
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut random = Random(7);
+            for n in 1.. {
+                commit(&mut db, n);
+                // As a daemon does: bursts, and pauses between them.
+                if random.below(4) == 0 {
+                    std::thread::sleep(Duration::from_micros(random.below(4000)));
+                }
+                if done.load(Ordering::Relaxed) {
+                    return n;
+                }
+            }
+            0
+        });
+        // Also when a copy is found to be bad.
+        let stop = Stop(&done);
+        let copies = (0..1000).map(|_| database::read(&host, &path).map(|bytes| commit_of(&bytes)));
+        let read: Result<Vec<_>, _> = copies.collect();
+        drop(stop);
+        commits = writer.join().unwrap();
+        seen.extend(read.unwrap());
+    });
+    eprintln!("1000 copies of {} different ones of {commits} commits", seen.len());
+    assert!(seen.len() > 100 && commits > 1000, "the writer was not at work");
+}
