@@ -3,6 +3,7 @@
 use std::{io::Write, process::ExitCode};
 
 use dewar::{
+    containerd::meta::Origin,
     error::Result,
     host::Host,
     id::Namespace,
@@ -20,6 +21,9 @@ pub struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Also the containers that were removed, as far as their records are not overwritten yet
+    #[arg(long)]
+    deleted: bool,
 }
 
 /// Lists the containers; records that cannot be read are named on stderr.
@@ -29,12 +33,18 @@ pub fn run(args: &Args, hosts: Vec<Host>, namespace: Option<&Namespace>, out: &m
         let (found, unreadable) = list::list(&store, namespace)?;
         rows.extend(found);
         errors.extend(unreadable);
+        if args.deleted {
+            rows.extend(list::deleted(&store, namespace)?);
+        }
     }
     if args.json {
         render::json(out, &rows)?;
     } else {
-        let head = ["NAMESPACE", "ID", "NAME", "IMAGE", "SNAPSHOTTER", "STATUS", "PID"];
-        render::table(out, &head, &rows.iter().map(cells).collect::<Vec<_>>())?;
+        let head = ["NAMESPACE", "ID", "NAME", "IMAGE", "SNAPSHOTTER", "STATUS", "PID", "RECORD"];
+        // Where all records are as they should be, nobody needs to be told so.
+        let columns = head.len() - usize::from(rows.iter().all(|row| row.origin == Origin::Live));
+        let cut = |row: &Row| cells(row).into_iter().take(columns).collect();
+        render::table(out, &head[..columns], &rows.iter().map(cut).collect::<Vec<Vec<String>>>())?;
     }
     errors.iter().for_each(|e| render::warn(&with_causes(e)));
     Ok(if errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FINDINGS) })
@@ -47,6 +57,6 @@ fn cells(row: &Row) -> Vec<String> {
     [&row.namespace, &row.id, &row.name, &row.image, &row.snapshotter]
         .map(|text| filled(text))
         .into_iter()
-        .chain([status, pid])
+        .chain([status, pid, row.origin.doubt().unwrap_or_else(|| "live".into())])
         .collect()
 }

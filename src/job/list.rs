@@ -68,10 +68,26 @@ pub fn list(store: &Store, namespace: Option<&Namespace>) -> Result<(Vec<Row>, V
     Ok((rows, errors))
 }
 
+/// Removed containers whose records are still found, of one namespace if asked. What became of their tasks is not asked:
+/// another of the same name may have one.
+pub fn deleted(store: &Store, namespace: Option<&Namespace>) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    store.for_each_deleted(|record| {
+        if namespace.is_none_or(|ns| *ns == record.name.namespace) {
+            rows.push(as_row(record, Status::None, None));
+        }
+    })?;
+    Ok(rows)
+}
+
 /// A task whose state cannot be read has an unknown status: shown as none, with the error beside it.
 fn row(host: &Host, record: Container) -> (Row, Option<Error>) {
     let (status, pid, error) = status(host, &record).unwrap_or_else(|e| (Status::None, None, Some(e)));
-    let row = Row {
+    (as_row(record, status, pid), error)
+}
+
+fn as_row(record: Container, status: Status, pid: Option<i32>) -> Row {
+    Row {
         name: human_name(&record.labels),
         namespace: record.name.namespace.to_string(),
         id: record.name.id.to_string(),
@@ -81,8 +97,7 @@ fn row(host: &Host, record: Container) -> (Row, Option<Error>) {
         pid,
         created: record.created_at.map(|t| t.to_string()),
         origin: record.origin,
-    };
-    (row, error)
+    }
 }
 
 fn status(host: &Host, record: &Container) -> Result<(Status, Option<i32>, Option<Error>)> {

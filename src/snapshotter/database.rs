@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use super::Snapshot;
 use crate::{
     bolt::{
-        Bucket, Reading,
+        Bucket, Origin, Reading,
         schema::{Field, Kind, Others, VALUES},
     },
     corrupt::Corrupt,
@@ -70,12 +70,66 @@ fn look_up(bytes: &[u8], name: &SnapshotName) -> Result<Option<(Snapshot, Vec<u8
         let missing = Corrupt { at: 0, why: "a snapshot's parent is missing" };
         let above = all.bucket(&parent)?.ok_or(missing)?;
         parents.push(id(&above)?);
+        if let [nearest] = parents[..] {
+            confirm(&v1, &record, name.0.as_bytes(), id(&record)?, nearest)?;
+        }
         parent = record::text(&above, "parent")?;
         if parents.len() > MAX_PARENTS {
             return Err(Corrupt { at: 0, why: "a snapshot has too many parents" });
         }
     }
     Ok(Some((Snapshot { id: id(&record)?, parents, ids: ids(&record)? }, kind)))
+}
+
+/// What makes the snapshot `name` uncertain: its database is damaged.
+pub(super) fn doubts(host: &Host, dir: &Path, name: &SnapshotName) -> Vec<String> {
+    let db = dir.join("metadata.db");
+    let Ok(bytes) = database::read(host, &db) else { return Vec::new() };
+    let Ok(reading) = Reading::of(&bytes, &METADATA) else { return Vec::new() };
+    let damage = database::damage(&db, &reading.damage);
+    let used = |e: &Error| {
+        let cause = std::error::Error::source(e).map(|cause| format!(": {cause}")).unwrap_or_default();
+        format!("{e}{cause}: what could be read of it is used")
+    };
+    let opened = reading.db(&bytes);
+    let record = opened.root().bucket("v1").ok().flatten().and_then(|v1| v1.bucket("snapshots").ok()?);
+    let origin = record.and_then(|all| all.bucket(&name.0).ok()?).map(|record| record.origin);
+    let own = match origin {
+        Some(Origin::Stale(why) | Origin::Salvaged(why)) => Some(format!("the record of snapshot {name}: {why}")),
+        _ => None,
+    };
+    damage.iter().map(used).chain(own).collect()
+}
+
+/// A record that no list leads to any more may have another's name. The index of parents has the names of all that have a
+/// parent, by number: `v1/parents`, `uvarint(parent) 00 uvarint(child)` → name.
+fn confirm(
+    v1: &Bucket<'_>,
+    record: &Bucket<'_>,
+    name: &[u8],
+    own: SnapshotId,
+    parent: SnapshotId,
+) -> Result<(), Corrupt> {
+    if record.origin == Origin::Live {
+        return Ok(());
+    }
+    let Some(index) = v1.bucket("parents")? else { return Ok(()) };
+    let key = [uvarint(parent.0), vec![0], uvarint(own.0)].concat();
+    match index.value(&key) {
+        Ok(Some(known)) if known != name => Err(Corrupt { at: 0, why: "a salvaged snapshot has another one's number" }),
+        _ => Ok(()),
+    }
+}
+
+/// Go's `binary.PutUvarint`.
+fn uvarint(mut value: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while value >= 0x80 {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+    bytes
 }
 
 /// The labels of all snapshots, by number.

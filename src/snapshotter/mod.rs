@@ -190,7 +190,9 @@ pub fn rw_layer(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<F
         let active = Corrupt { at: 0, why: "the container's snapshot is not an active one" };
         return Err(active).within(dir.join("metadata.db"));
     }
-    resolve(&Place { mounts: &Mounts::of(host), dir: &dir, snapshot: &snapshot, is_active: true })
+    let mut found = resolve(&Place { mounts: &Mounts::of(host), dir: &dir, snapshot: &snapshot, is_active: true })?;
+    found.findings.extend(database::doubts(host, &dir, name));
+    Ok(found)
 }
 
 /// The committed layers that the snapshot `name` stands on, bottom first; a committed one is itself the last of them.

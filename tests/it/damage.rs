@@ -365,3 +365,66 @@ fn whatever_is_damaged_nothing_is_shown_that_never_was() {
     eprintln!("{} seeds, {} wrong", seeds.len(), wrong.len());
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+/// A snapshotter's database: with one page gone, the container's files are found in the same directories as before; or it is said
+/// that they cannot be found. Never are another's taken for them.
+#[test]
+fn a_damaged_metadata_db_never_leads_to_another_snapshot() {
+    let Some(whole) = Sandbox::rich("2.1") else { return };
+    let path = whole.root().join("io.containerd.snapshotter.v1.overlayfs/metadata.db");
+    let file = std::fs::read(&path).unwrap();
+    let host = whole.host();
+    let meta = MetaDb::read(&host).unwrap();
+    let mut names = Vec::new();
+    meta.for_each_container(|record| {
+        if let Ok(Container { name, snapshotter, snapshot_key, .. }) = record
+            && snapshotter == "overlayfs"
+        {
+            names.push(meta.snapshot(&name.namespace, &snapshotter, &snapshot_key).unwrap().unwrap().name);
+        }
+    })
+    .unwrap();
+    let find = |name| dewar::snapshotter::rw_layer(&host, "overlayfs", name);
+    let right: Vec<_> = names.iter().map(|name| find(name).unwrap()).collect();
+    assert!(right.len() > 4 && right.iter().all(|found| found.findings.is_empty()));
+    let (mut found, mut lost) = (0, 0);
+    for page in 0..file.len() / PAGE {
+        let mut bytes = file.clone();
+        bytes[page * PAGE..][..PAGE].fill(0);
+        let is_damaged = bytes != file && !dewar::bolt::check(&bytes).is_empty();
+        std::fs::write(&path, &bytes).unwrap();
+        for (name, right) in names.iter().zip(&right) {
+            match find(name) {
+                Ok(layer) => {
+                    assert_eq!(format!("{:?}", layer.rw), format!("{:?}", right.rw), "page {page}, {name}");
+                    found += usize::from(is_damaged);
+                }
+                Err(e) => {
+                    assert!(is_damaged, "page {page}, {name}: {}", dewar_text(&e));
+                    lost += 1;
+                }
+            }
+        }
+    }
+    eprintln!("{found} found in damaged databases, {lost} not");
+    assert!(found > 2 * lost, "{found} found, {lost} not");
+}
+
+/// What was removed is listed on request, and says so; it is in no other list.
+#[test]
+fn removed_containers_are_listed_on_request() {
+    let mut seen = 0;
+    for name in ["1.6.meta", "1.7.meta", "2.1.meta", "large"] {
+        let sandbox = Sandbox::meta_db(&bolt(name));
+        let live = sandbox.dewar(&["ls", "--json"]).exits(0).json();
+        let all = sandbox.dewar(&["ls", "--deleted", "--json"]).exits(0).json();
+        let (live, all) = (live.as_array().unwrap(), all.as_array().unwrap());
+        assert_eq!(live[..], all[..live.len()]);
+        for row in &all[live.len()..] {
+            assert_eq!(row["record"], "deleted", "{row:#}");
+            assert!(!live.iter().any(|known| known["id"] == row["id"] && known["namespace"] == row["namespace"]));
+            seen += 1;
+        }
+    }
+    eprintln!("{seen} removed containers");
+}
