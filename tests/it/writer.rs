@@ -115,6 +115,35 @@ fn wait4(child: &mut std::process::Child) -> (i32, u64) {
     }
 }
 
+/// A removed container is listed on request, as it was, until its page is used again.
+#[test]
+fn what_was_removed_is_listed_on_request() {
+    let sandbox = Sandbox::empty();
+    let path = sandbox.root().join(META_DB);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    put_store(&path, 6);
+    let before = sandbox.dewar(&["ls", "--json"]).exits(0).json();
+    let gone = before[3].clone();
+    let mut db = BoltOptions::builder().no_sync().build().open(&path).unwrap();
+    db.update(|mut tx| {
+        let mut v1 = tx.bucket_mut("v1").unwrap();
+        let mut namespace = v1.bucket_mut("k8s.io").unwrap();
+        namespace.bucket_mut("containers").unwrap().delete_bucket(gone["id"].as_str().unwrap())
+    })
+    .unwrap();
+    drop(db);
+    let live = sandbox.dewar(&["ls", "--json"]).exits(0).json();
+    assert_eq!(live.as_array().unwrap().len(), 5);
+    let all = sandbox.dewar(&["ls", "--deleted", "--json"]).exits(0).json();
+    let found = &all[5];
+    assert_eq!((all.as_array().unwrap().len(), &found["record"]), (6, &serde_json::json!("deleted")));
+    for field in ["id", "namespace", "image", "snapshotter", "created", "name"] {
+        assert_eq!(found[field], gone[field], "{field}");
+    }
+    let table = sandbox.dewar(&["ls", "--deleted"]).exits(0).text();
+    assert!(table.lines().next().unwrap().ends_with("RECORD") && table.contains("deleted (page"), "{table}");
+}
+
 /// What a bucket should hold.
 #[derive(Default)]
 struct Model(BTreeMap<Vec<u8>, Node>);
