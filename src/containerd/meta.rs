@@ -105,6 +105,11 @@ impl MetaDb {
     pub fn read(host: &Host) -> Result<Self> {
         let path = Self::path(host);
         let bytes = database::read(host, &path).map_err(|e| explain(host, e))?;
+        Self::of(path, bytes)
+    }
+
+    /// The database whose bytes were read from `path`.
+    pub fn of(path: PathBuf, bytes: Vec<u8>) -> Result<Self> {
         let reading = Reading::of(&bytes, &schema::META).within(&path)?;
         let meta = Self { path, bytes, reading };
         let version = meta.with(|v1| v1.value("version")?.map_or(Ok(1), record::varint));

@@ -10,6 +10,8 @@ mod damage;
 mod determinism;
 /// Bad input: what is said, and that nothing half-written stays.
 mod errors;
+/// The fuzzed parsers on the inputs that are kept.
+mod fuzz;
 /// `Sandbox`: a machine's containerd directories from a fixture, and `dewar` run on them.
 mod harness;
 /// Hostile bytes: fixtures cut at every length, every byte changed.

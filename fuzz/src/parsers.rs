@@ -1,0 +1,110 @@
+//! What is fuzzed: every parser of floor 1, each as a function of bytes. Also run over the kept inputs by `tests/it/fuzz.rs`.
+#![allow(dead_code)]
+
+use dewar::{
+    bolt,
+    containerd::meta::MetaDb,
+    criu::{image, rpc},
+    idmap::{IdMap, Ranges},
+    oci, pax, proto, record,
+};
+use prost::Message;
+
+/// Opens, checks, walks and salvages a database.
+pub fn bolt(data: &[u8]) {
+    let findings = bolt::check(data);
+    if let Ok(db) = bolt::Db::open(data) {
+        walk(&db.root(), 0);
+    }
+    let Ok(meta) = MetaDb::of("meta.db".into(), data.to_vec()) else { return };
+    let mut records = 0;
+    meta.for_each_container(|_| records += 1).unwrap_or_default();
+    meta.for_each_deleted(|_| records += 1).unwrap_or_default();
+    // A record has fields of sixteen bytes at least.
+    assert!(records <= data.len() / 16);
+    if findings.is_empty() {
+        assert!(meta.damage().is_empty(), "damage that no check finds");
+    }
+}
+
+/// What a walk may take is bounded by the file: errors do not multiply.
+fn walk(bucket: &bolt::Bucket<'_>, depth: usize) {
+    for entry in bucket.iter().take(10_000) {
+        if let (Ok((_, bolt::Item::Bucket(below))), true) = (entry, depth < 3) {
+            walk(&below, depth + 1);
+        }
+    }
+}
+
+/// CRIU's images and its messages.
+pub fn criu(data: &[u8]) {
+    let kinds =
+        [image::Kind::Inventory, image::Kind::Pstree, image::Kind::Core, image::Kind::Pagemap, image::Kind::Stats];
+    for kind in kinds {
+        drop(image::entries(kind, data));
+    }
+    drop(image::messages::<image::Inventory>(image::Kind::Inventory, data));
+    drop(image::messages::<image::Process>(image::Kind::Pstree, data));
+    drop(image::messages::<image::Core>(image::Kind::Core, data));
+    drop(image::messages::<image::Stats>(image::Kind::Stats, data));
+    drop(proto::decode::<rpc::Response>(data));
+    drop(proto::decode::<rpc::Notify>(data));
+}
+
+/// Documents of OCI images and runtimes.
+pub fn oci(data: &[u8]) {
+    let host = oci::image::Platform::local();
+    if let Ok(index) = serde_json::from_slice::<oci::image::Index>(data) {
+        for entry in index.local(&host) {
+            let _ = (entry.seal(), entry.name(), entry.is_index(), entry.is_manifest());
+        }
+    }
+    drop(serde_json::from_slice::<oci::image::Manifest>(data));
+    drop(serde_json::from_slice::<oci::image::Config>(data));
+    drop(serde_json::from_slice::<oci::account::Account>(data));
+    if let Ok(spec) = serde_json::from_slice::<oci::runtime::Spec>(data) {
+        for mount in &spec.mounts {
+            let _ = (mount.is_bind(), mount.is_recursive(), mount.is_tmpfs());
+        }
+    }
+}
+
+/// Mappings of owners.
+pub fn idmap(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let Ok(ranges) = text.parse::<Ranges>() else { return };
+    for id in [0, 1, 65_535, u32::MAX] {
+        ranges.to_container(id);
+    }
+    let map = IdMap { uids: ranges.clone(), gids: ranges };
+    for name in [&b"security.capability"[..], b"system.posix_acl_access"] {
+        map.xattr(name, data.to_vec());
+    }
+}
+
+/// Records of a tar's extended header: what is written has the length it says.
+pub fn pax(data: &[u8]) {
+    let (key, value) = data.split_at(data.len() / 3);
+    let mut out = Vec::new();
+    pax::record(&mut out, key, value);
+    let digits = out.iter().take_while(|b| b.is_ascii_digit()).count();
+    let length: usize = String::from_utf8_lossy(&out[..digits]).parse().unwrap_or_default();
+    assert_eq!(length, out.len());
+    assert_eq!((data.len() + pax::padding(data.len() as u64)) % 512, 0);
+}
+
+/// Protobuf messages of containerd's records; what is read can be written.
+pub fn proto(data: &[u8]) {
+    if let Ok(any) = proto::decode::<proto::Any>(data) {
+        assert_eq!(proto::decode::<proto::Any>(&any.encode_to_vec()).ok(), Some(any));
+    }
+    drop(proto::decode::<proto::RuncOptions>(data));
+    drop(proto::decode::<proto::CheckpointOptions>(data));
+}
+
+/// Values of containerd's records.
+pub fn record(data: &[u8]) {
+    let _ = record::time(data);
+    let _ = record::varint(data);
+    let _ = record::uvarint(data);
+}
