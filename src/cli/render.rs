@@ -12,14 +12,20 @@ pub fn table(out: &mut dyn Write, head: &[&str], rows: &[Vec<String>]) -> Result
     };
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
     let head: Vec<String> = head.iter().map(|h| (*h).to_owned()).collect();
+    let mut text = String::new();
     for row in std::iter::once(&head).chain(rows) {
-        let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
-            let _ = write!(line, "{cell:width$}  ");
+            let _ = write!(text, "{cell:width$}  ");
         }
-        print(out, line.trim_end())?;
+        text.truncate(text.trim_end().len());
+        text.push('\n');
+        // Many lines at a time: there may be a hundred thousand.
+        if text.len() > 1 << 16 {
+            out.write_all(text.as_bytes()).at("write", "stdout")?;
+            text.clear();
+        }
     }
-    Ok(())
+    out.write_all(text.as_bytes()).at("write", "stdout")
 }
 
 /// One line of the result.
@@ -35,6 +41,9 @@ pub fn json(out: &mut dyn Write, document: &impl serde::Serialize) -> Result<()>
 
 /// A name from a store with control characters escaped: it must not drive the terminal.
 pub fn safe(text: &str) -> String {
+    if !text.contains(char::is_control) {
+        return text.to_owned();
+    }
     text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
 }
 

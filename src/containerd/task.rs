@@ -3,6 +3,8 @@
 //! It is there while the task is, and after the daemon died. It never says whether the process still lives.
 
 use std::{
+    collections::HashSet,
+    ffi::OsString,
     fs,
     io::{self, Read},
     path::PathBuf,
@@ -13,7 +15,7 @@ use serde::Deserialize;
 use crate::{
     error::{At, Error, Result},
     host::{Host, database},
-    id::ContainerRef,
+    id::{ContainerRef, Namespace},
 };
 
 /// What the state directory says of a task.
@@ -67,6 +69,16 @@ pub fn read(host: &Host, who: &ContainerRef) -> Result<Option<TaskRecord>> {
         runtime_binary: filled(options.binary_name),
         damage,
     }))
+}
+
+/// The names of all tasks of a namespace; `None` if that cannot be told, so each must be asked for.
+pub fn names(host: &Host, namespace: &Namespace) -> Option<HashSet<OsString>> {
+    let dir = host.state.join("io.containerd.runtime.v2.task").join(namespace.as_str());
+    match fs::read_dir(dir) {
+        Ok(entries) => entries.map(|entry| entry.ok().map(|entry| entry.file_name())).collect(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Some(HashSet::new()),
+        Err(_) => None,
+    }
 }
 
 fn options(path: &PathBuf) -> Result<Options> {

@@ -1,5 +1,10 @@
 //! `ls`: the containers in the stores, and how their tasks are.
 
+use std::{
+    collections::HashSet,
+    ffi::{OsStr, OsString},
+};
+
 use serde::Serialize;
 
 use super::{
@@ -8,7 +13,10 @@ use super::{
     store::Store,
 };
 use crate::{
-    containerd::meta::{Container, Origin},
+    containerd::{
+        meta::{Container, Origin},
+        task,
+    },
     error::{Error, Result},
     freeze,
     host::Host,
@@ -56,9 +64,17 @@ pub struct Row {
 /// All containers, of one namespace if asked; and the records that could not be read.
 pub fn list(store: &Store, namespace: Option<&Namespace>) -> Result<(Vec<Row>, Vec<Error>)> {
     let (mut rows, mut errors) = (Vec::new(), store.damage());
+    let mut tasks: Option<(Namespace, Option<HashSet<OsString>>)> = None;
     store.for_each_container(|record| match record {
         Ok(record) if namespace.is_none_or(|ns| *ns == record.name.namespace) => {
-            let (row, error) = row(&store.host, record);
+            // One look at a namespace's directory, not one for each of a hundred thousand containers.
+            if tasks.as_ref().is_none_or(|(namespace, _)| *namespace != record.name.namespace) {
+                tasks = Some((record.name.namespace.clone(), task::names(&store.host, &record.name.namespace)));
+            }
+            let names = tasks.as_ref().and_then(|(_, names)| names.as_ref());
+            let has_task = names.is_none_or(|names| names.contains(OsStr::new(record.name.id.as_str())));
+            let (row, error) =
+                if has_task { row(&store.host, record) } else { (as_row(record, Status::None, None), None) };
             rows.push(row);
             errors.extend(error);
         }

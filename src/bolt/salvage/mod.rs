@@ -99,24 +99,17 @@ impl Reading {
         let (first, second) = metas(file);
         let torn = torn_newest(file, &first, &second);
         match Meta::newest(first, second) {
-            Some(meta) => {
-                let damage: Vec<_> = torn.into_iter().chain(check::damage(file, &meta)).collect();
-                Self::with(file, schema, meta, damage, Origin::Live)
-            }
+            Some(meta) => Ok(Self::with(file, schema, meta, torn.into_iter().collect(), Origin::Live)),
             None => Self::without_meta(file, schema, [first.err(), second.err()].into_iter().flatten().collect()),
         }
     }
 
-    fn with(
-        file: &[u8],
-        schema: &'static Kind,
-        meta: Meta,
-        damage: Vec<Corrupt>,
-        origin: Origin,
-    ) -> Result<Self, Corrupt> {
+    fn with(file: &[u8], schema: &'static Kind, meta: Meta, mut damage: Vec<Corrupt>, origin: Origin) -> Self {
+        let torn = check::damage(file, &meta);
+        let is_whole = torn.is_empty();
+        damage.extend(torn);
         let plain = Self { meta, damage, origin, root: None, mended: Vec::new(), displaced: HashMap::new() };
-        let is_torn_only = check::damage(file, &plain.meta).is_empty();
-        if is_torn_only { Ok(plain) } else { Ok(mend::mend(file, schema, plain)) }
+        if is_whole { plain } else { mend::mend(file, schema, plain) }
     }
 
     /// Neither meta is valid: their fields may still be right; else the root is sought among all pages.
@@ -134,14 +127,14 @@ impl Reading {
         let origin = |why| Origin::Salvaged(Reason { page: 0, why });
         if let Some(meta) = fields.max_by_key(|meta| (check::damage(file, meta).is_empty(), meta.txid)) {
             let origin = origin("both meta pages are damaged; the tree they lead to is read all the same");
-            return Self::with(file, schema, meta, damage, origin);
+            return Ok(Self::with(file, schema, meta, damage, origin));
         }
         let numbered = |size: &usize| (2..file.len() / size).filter(|n| is_own_page(file, *size, *n)).count();
         let size = sizes().filter(|size| file.len() / size > 2).max_by_key(numbered).filter(|size| numbered(size) > 0);
         let Some(page_size) = size.filter(|size| is_page_size(*size)) else { return Err(why) };
         let high_water = (file.len() / page_size) as u64;
         let meta = Meta { page_size, root: 0, freelist: u64::MAX, high_water, txid: 0, checksum: 0 };
-        let reading = Self::with(file, schema, meta, damage, origin("both meta pages are lost"))?;
+        let reading = Self::with(file, schema, meta, damage, origin("both meta pages are lost"));
         // Nothing was found: it is no database of ours.
         if reading.mended.iter().all(|bucket| bucket.entries.is_empty()) { Err(why) } else { Ok(reading) }
     }
