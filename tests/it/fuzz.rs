@@ -6,7 +6,10 @@ use std::{fs, path::Path};
 #[path = "../../fuzz/src/parsers.rs"]
 mod parsers;
 
-const PARSERS: &[(&str, fn(&[u8]))] = &[
+/// A parser by its target's name.
+type Parser = (&'static str, fn(&[u8]));
+
+const PARSERS: &[Parser] = &[
     ("bolt", parsers::bolt),
     ("criu", parsers::criu),
     ("oci", parsers::oci),

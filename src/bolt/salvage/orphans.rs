@@ -214,10 +214,10 @@ impl<'a> Orphans<'a> {
 
     /// What lies at a place says that all above it was there.
     fn imply(&mut self, place: &[Vec<u8>]) {
-        if let Some((key, way)) = place.split_last() {
-            if key.is_empty() || self.names.entry(way.to_vec()).or_default().insert(key.clone()) {
-                self.imply(way);
-            }
+        if let Some((key, way)) = place.split_last()
+            && (key.is_empty() || self.names.entry(way.to_vec()).or_default().insert(key.clone()))
+        {
+            self.imply(way);
         }
     }
 
