@@ -26,6 +26,7 @@ const TRIES: usize = 200;
 /// While a daemon holds it: [`Error::DaemonRunning`], or, with `host.daemon_running`, a consistent copy taken
 /// without the lock.
 pub fn read(host: &Host, path: &Path) -> Result<Vec<u8>> {
+    let path = &host.inside(path)?;
     let mut file = open(path)?;
     match file.try_lock_shared() {
         Ok(()) => copy(&mut file, path),
