@@ -18,7 +18,7 @@ use dewar::{
     job::{
         checkpoint::{self, Memory, Options, Report},
         locate::{self, with_causes},
-        select,
+        select::{self, Filter, Label},
         store::Store,
     },
     layout::{Layout, archive},
@@ -35,12 +35,19 @@ use super::{
 /// Arguments of `checkpoint`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// An id, a unique prefix of one, a name, `pod/container`, or `namespace/id`
-    #[arg(value_name = "CONTAINER", required_unless_present = "all")]
+    /// An id, a unique prefix of one, a name, `pod/container`, `namespace/pod/container`, compose's `project/service`, or
+    /// `namespace/id`
+    #[arg(value_name = "CONTAINER", required_unless_present_any = ["all", "pods", "labels"])]
     containers: Vec<String>,
-    /// All containers of the store (or of the namespace)
+    /// All containers of the stores (or of the namespace)
     #[arg(long, conflicts_with = "containers")]
     all: bool,
+    /// All containers of this pod, `pod` or `namespace/pod`, its sandbox last; again for more
+    #[arg(long = "pod", value_name = "POD", conflicts_with = "containers")]
+    pods: Vec<String>,
+    /// All containers with this label, `key` or `key=value`; a pod's labels count for its containers; again: with all of these
+    #[arg(short, long = "label", value_name = "LABEL", conflicts_with = "containers")]
+    labels: Vec<Label>,
     /// A layout's directory, made or added to; a file ending in .tar; or - for a tar on stdout
     #[arg(short, long, value_name = "LAYOUT")]
     output: PathBuf,
@@ -126,11 +133,12 @@ enum NetworkLock {
 pub fn run(args: &Args, mut hosts: Vec<Host>, namespace: Option<&Namespace>, out: &mut dyn Write) -> Result<ExitCode> {
     hosts.iter_mut().for_each(|host| host.criu.clone_from(&args.criu.program));
     let options = options(args)?;
-    let stores = super::open(hosts)?;
-    let containers = containers(args, &stores, namespace)?;
+    let opened = super::open(hosts)?;
+    let mut unreadable = Vec::new();
+    let containers = containers(args, &opened.stores, namespace, &mut unreadable)?;
     let output = Output::open(&args.output)?;
     let mut reports = Vec::new();
-    let mut worst = 0;
+    let mut worst = if unreadable.is_empty() { 0 } else { FINDINGS };
     for (store, container) in containers {
         let name = container.name.clone();
         match one(store, container, &output, &options, args.progress) {
@@ -157,7 +165,7 @@ pub fn run(args: &Args, mut hosts: Vec<Host>, namespace: Option<&Namespace>, out
         true => tell(args, &reports, &mut io::stderr())?,
         false => tell(args, &reports, out)?,
     }
-    Ok(ExitCode::from(worst))
+    Ok(opened.exit(worst))
 }
 
 fn one(
@@ -184,23 +192,25 @@ fn containers<'s>(
     args: &Args,
     stores: &'s [Store],
     namespace: Option<&Namespace>,
+    unreadable: &mut Vec<Error>,
 ) -> Result<Vec<(&'s Store, Container)>> {
-    if !args.all {
+    if !args.containers.is_empty() {
         return args.containers.iter().map(|wanted| select::find(stores, namespace, wanted)).collect();
     }
-    let mut all = Vec::new();
-    for store in stores {
-        store.for_each_container(|record| match record {
-            Ok(record) if namespace.is_none_or(|ns| *ns == record.name.namespace) => all.push((store, record)),
-            Ok(_) => {}
-            Err(e) => render::warn(&with_causes(&e)),
-        })?;
+    let filter = Filter { namespace: namespace.cloned(), pods: args.pods.clone(), labels: args.labels.clone() };
+    let found = select::matching(stores, &filter, unreadable)?;
+    unreadable.iter().for_each(|e| render::warn(&with_causes(e)));
+    if found.is_empty() && !args.all {
+        return Err(Error::NotFound {
+            what: "a container with these labels".into(),
+            hint: "dewar ls -l LABEL shows who has one".into(),
+        });
     }
-    Ok(all)
+    Ok(found)
 }
 
 fn options(args: &Args) -> Result<Options> {
-    if args.reference.is_some() && (args.all || args.containers.len() > 1) {
+    if args.reference.is_some() && args.containers.len() != 1 {
         return Err(Error::Unsupported {
             what: "--ref names one checkpoint, and several containers were asked for".into(),
             hint: "leave --ref out, or checkpoint them one by one into the same layout".into(),

@@ -26,8 +26,8 @@ pub struct Args {
 
 /// Prints one line a change: `A`, `C` or `D`, the path, and what is there.
 pub fn run(args: &Args, hosts: Vec<Host>, namespace: Option<&Namespace>, out: &mut dyn Write) -> Result<ExitCode> {
-    let stores = super::open(hosts)?;
-    let (store, container) = select::find(&stores, namespace, &args.container)?;
+    let opened = super::open(hosts)?;
+    let (store, container) = select::find(&opened.stores, namespace, &args.container)?;
     let mut all = Vec::new();
     let findings = diff::diff(store, &container, &mut |change| {
         if args.json {
@@ -40,7 +40,7 @@ pub fn run(args: &Args, hosts: Vec<Host>, namespace: Option<&Namespace>, out: &m
         render::json(out, &all)?;
     }
     findings.iter().for_each(|finding| render::warn(&format!("{}: {finding}", container.name)));
-    Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FINDINGS) })
+    Ok(opened.exit(if findings.is_empty() { 0 } else { FINDINGS }))
 }
 
 fn line(change: &Change) -> String {

@@ -1,13 +1,17 @@
 //! Arguments, printing and exit codes; nothing here knows how anything is done.
 
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
-use dewar::{error::Result, host::Host, id::Namespace, job::store::Store};
+use dewar::{
+    error::{Error, Result, with_causes},
+    host::{
+        Host,
+        stores::{self, Wanted},
+    },
+    id::Namespace,
+    job::store::Store,
+};
 
 mod checkpoint;
 mod diff;
@@ -31,13 +35,17 @@ pub struct Cli {
 /// Where the stores are.
 #[derive(Args)]
 struct Globals {
-    /// containerd's persistent directory
-    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/containerd")]
-    root: PathBuf,
-    /// containerd's volatile directory
-    #[arg(long, global = true, value_name = "DIR", default_value = "/run/containerd")]
-    state: PathBuf,
-    /// Root of another host's file system, mounted here; --root and --state are looked up below it
+    /// containerd's persistent directory: only this store is looked at, and no configuration unless it is of this store
+    /// [default: what config.toml says, /var/lib/containerd, and the stores of k3s, RKE2, k0s, MicroK8s and Docker]
+    #[arg(long, global = true, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// containerd's volatile directory [default: that of the store, /run/containerd]
+    #[arg(long, global = true, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// containerd's configuration: only its store is looked at [default: /etc/containerd/config.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Root of another host's file system, mounted here: all paths are looked up below it, and no link leads out
     #[arg(long, global = true, value_name = "DIR")]
     sysroot: Option<PathBuf>,
     /// Only this containerd namespace [default: all]
@@ -78,37 +86,63 @@ pub const FINDINGS: u8 = 1;
 pub const FAILED: u8 = 2;
 
 impl Globals {
-    /// The stores to look into.
-    fn hosts(&self) -> Vec<Host> {
-        let below = |path: &Path| match &self.sysroot {
-            Some(sysroot) => sysroot.join(path.strip_prefix("/").unwrap_or(path)),
-            None => path.to_owned(),
-        };
-        vec![Host {
-            root: below(&self.root),
-            state: below(&self.state),
-            sysroot: self.sysroot.clone(),
-            daemon_running: self.daemon_running,
-            ..Host::default()
-        }]
+    /// Does `job` on the stores to look into. What could not be read on the way to them is a finding.
+    fn look(&self, job: impl FnOnce(Vec<Host>, Option<&Namespace>) -> Result<ExitCode>) -> Result<ExitCode> {
+        let Self { root, state, config, sysroot, .. } = self;
+        let [root, state, config, sysroot] = [root, state, config, sysroot].map(Clone::clone);
+        let mut warnings = Vec::new();
+        let hosts = stores::find(&Wanted { root, state, config, sysroot }, &mut warnings);
+        warnings.iter().for_each(|warning| render::warn(warning));
+        let mut hosts = hosts?;
+        hosts.iter_mut().for_each(|host| host.daemon_running = self.daemon_running);
+        let done = job(hosts, self.namespace.as_ref())?;
+        Ok(if warnings.is_empty() || done != ExitCode::SUCCESS { done } else { ExitCode::from(FINDINGS) })
     }
 }
 
-/// Opens each store.
-fn open(hosts: Vec<Host>) -> Result<Vec<Store>> {
-    hosts.into_iter().map(Store::open).collect()
+/// The stores that could be opened.
+struct Opened {
+    stores: Vec<Store>,
+    /// Why others could not.
+    failed: Vec<Error>,
+}
+
+/// Opens each store. One that cannot be opened is named and does not hide the others; unless there are none.
+fn open(hosts: Vec<Host>) -> Result<Opened> {
+    let mut opened = Opened { stores: Vec::new(), failed: Vec::new() };
+    for host in hosts {
+        match Store::open(host) {
+            Ok(store) => opened.stores.push(store),
+            Err(e) => opened.failed.push(e),
+        }
+    }
+    if opened.stores.is_empty()
+        && let Some(last) = opened.failed.pop()
+    {
+        opened.failed.iter().for_each(|e| render::warn(&with_causes(e)));
+        return Err(last);
+    }
+    opened.failed.iter().for_each(|e| render::warn(&format!("{}: this store is left out", with_causes(e))));
+    Ok(opened)
+}
+
+impl Opened {
+    /// The exit status of a job that went well, or so: a store that was left out is a finding.
+    fn exit(&self, job: u8) -> ExitCode {
+        ExitCode::from(job.max(if self.failed.is_empty() { 0 } else { FINDINGS }))
+    }
 }
 
 impl Cli {
     /// Runs the command; its result goes to `out`, everything else to stderr.
     pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
-        let (hosts, namespace) = (self.globals.hosts(), self.globals.namespace.as_ref());
+        let globals = &self.globals;
         match self.command {
-            Command::Ls(args) => ls::run(&args, hosts, namespace, out),
-            Command::Checkpoint(args) => checkpoint::run(&args, hosts, namespace, out),
+            Command::Ls(args) => globals.look(|hosts, ns| ls::run(&args, hosts, ns, out)),
+            Command::Checkpoint(args) => globals.look(|hosts, ns| checkpoint::run(&args, hosts, ns, out)),
             Command::Inspect(args) => inspect::run(&args, out),
             Command::Verify(args) => verify::run(&args, out),
-            Command::Diff(args) => diff::run(&args, hosts, namespace, out),
+            Command::Diff(args) => globals.look(|hosts, ns| diff::run(&args, hosts, ns, out)),
             Command::Thaw(args) => thaw::run(&args, &Host::default(), out),
             Command::Watchdog => watchdog(),
         }

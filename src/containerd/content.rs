@@ -17,23 +17,23 @@ const MAX_DOCUMENT: u64 = 8 << 20;
 
 /// The host's content store.
 pub struct Content {
-    blobs: PathBuf,
+    host: Host,
 }
 
 impl Content {
     /// The store of `host`; nothing is opened yet.
     pub fn of(host: &Host) -> Self {
-        Self { blobs: host.root.join("io.containerd.content.v1.content/blobs/sha256") }
+        Self { host: host.clone() }
     }
 
     /// Where a blob lies if it is there.
     pub fn path(&self, digest: &Digest) -> PathBuf {
-        self.blobs.join(digest.to_hex())
+        self.host.root.join("io.containerd.content.v1.content/blobs/sha256").join(digest.to_hex())
     }
 
     /// Opens a blob; `None` when the store does not have it. Nothing is verified yet.
     pub fn open(&self, digest: &Digest) -> Result<Option<File>> {
-        match database::open(&self.path(digest)) {
+        match self.host.inside(&self.path(digest)).and_then(|path| database::open(&path)) {
             Ok(file) => Ok(Some(file)),
             Err(e) if e.is_missing_file() => Ok(None),
             Err(e) => Err(e),

@@ -6,37 +6,19 @@
 //! | any client | label `nerdctl/log-uri`: `file://` and a path (nerdctl `pkg/labels/labels.go`) |
 //! | nerdctl | label `nerdctl/state-dir`: its json-file logger writes `<id>-json.log` there (nerdctl `pkg/logging/json_logger.go`) |
 
-use serde::Deserialize;
-
-use super::meta::Container;
-use crate::proto::{self, Any};
+use super::{
+    identity::{self, CRI_CONTAINER},
+    meta::Container,
+};
 
 /// The extension of a container's record in which CRI keeps what it knows of it.
-pub const CRI_METADATA: &str = "io.cri-containerd.container.metadata";
-
-#[derive(Deserialize)]
-struct Extension {
-    #[serde(rename = "Metadata", default)]
-    metadata: Metadata,
-}
-
-#[derive(Default, Deserialize)]
-struct Metadata {
-    #[serde(rename = "LogPath", default)]
-    log_path: Option<String>,
-}
+pub const CRI_METADATA: &str = CRI_CONTAINER;
 
 /// The path of the container's log on the host, if its record has one; `cri` is the extension [`CRI_METADATA`], a
 /// protobuf Any.
 pub fn path(container: &Container, cri: Option<&[u8]>) -> Option<String> {
-    let found = cri.and_then(of_cri).or_else(|| of_labels(container))?;
+    let found = cri.and_then(identity::cri_log_path).or_else(|| of_labels(container))?;
     (found.starts_with('/') && !found.ends_with('/')).then_some(found)
-}
-
-fn of_cri(extension: &[u8]) -> Option<String> {
-    let any: Any = proto::decode(extension).ok()?;
-    let extension: Extension = serde_json::from_slice(&any.value).ok()?;
-    extension.metadata.log_path.filter(|path| !path.is_empty())
 }
 
 fn of_labels(container: &Container) -> Option<String> {
@@ -55,6 +37,7 @@ mod tests {
 
     use super::*;
     use crate::id::{ContainerRef, SnapshotKey};
+    use crate::proto::Any;
 
     fn container(labels: &[(&str, &str)]) -> Container {
         Container {

@@ -1,6 +1,8 @@
 //! containerd's own records: meta.db, the content store, the runtime v2 state directory.
 
 pub mod content;
+pub mod docker;
+pub mod identity;
 pub mod log;
 pub mod meta;
 mod schema;

@@ -44,7 +44,7 @@ struct Options {
 /// The task's record, or `None` when no task was made (or the state directory went with a reboot).
 pub fn read(host: &Host, who: &ContainerRef) -> Result<Option<TaskRecord>> {
     let tasks = host.state.join("io.containerd.runtime.v2.task");
-    let dir = tasks.join(who.namespace.as_str()).join(who.id.as_str());
+    let dir = host.inside(&tasks.join(who.namespace.as_str()).join(who.id.as_str()))?;
     match fs::symlink_metadata(&dir) {
         Ok(meta) if meta.is_dir() => {}
         Ok(_) => return Err(Error::malformed(dir, "is no directory")),

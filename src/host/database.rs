@@ -29,6 +29,7 @@ const UNREADABLE: usize = 20;
 /// While a daemon holds it: [`Error::DaemonRunning`], or, with `host.daemon_running`, a consistent copy taken
 /// without the lock.
 pub fn read(host: &Host, path: &Path) -> Result<Vec<u8>> {
+    let path = &host.inside(path)?;
     let mut file = open(path)?;
     match file.try_lock_shared() {
         Ok(()) => copy(&mut file, path),

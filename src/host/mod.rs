@@ -13,8 +13,12 @@ use crate::{
     id::TaskPid,
 };
 
+pub mod config;
 pub mod database;
+mod glob;
+mod inside;
 pub mod mounts;
+pub mod stores;
 
 /// The places of one machine.
 #[derive(Debug, Clone)]
@@ -25,8 +29,14 @@ pub struct Host {
     pub snapshotters: BTreeMap<String, PathBuf>,
     /// containerd's volatile directory (its option `state`).
     pub state: PathBuf,
+    /// How the containerd of this store sees `state`, if not at that path: rootless, it has mounts of its own.
+    pub state_inside: Option<PathBuf>,
     /// Where the shim keeps runc's state unless told otherwise: a constant of containerd, not derived from `state`.
     pub runc_root: PathBuf,
+    /// Where else runtimes keep their state, as the configuration or the product says.
+    pub runtime_roots: Vec<PathBuf>,
+    /// Where a dockerd that uses this containerd keeps what it knows of its containers (its option `data-root`).
+    pub docker: Vec<PathBuf>,
     /// procfs, seen from the host's pid namespace.
     pub proc: PathBuf,
     /// Where the cgroup hierarchies are mounted.
@@ -49,7 +59,10 @@ impl Default for Host {
             root: "/var/lib/containerd".into(),
             snapshotters: BTreeMap::new(),
             state: "/run/containerd".into(),
+            state_inside: None,
             runc_root: "/run/containerd/runc".into(),
+            runtime_roots: Vec::new(),
+            docker: Vec::new(),
             proc: "/proc".into(),
             cgroup: "/sys/fs/cgroup".into(),
             run: "/run/dewar".into(),
@@ -71,10 +84,20 @@ pub struct ProcStat {
 }
 
 impl Host {
+    /// Where `path` of this host lies here: itself, or, of a host whose file system is mounted at `sysroot`, its place below
+    /// that, on a way without links. No link leads out.
+    ///
+    /// A path that is already below `sysroot` is taken for what it is there.
+    pub fn inside(&self, path: &Path) -> Result<PathBuf> {
+        let Some(sysroot) = &self.sysroot else { return Ok(path.to_owned()) };
+        inside::resolve(sysroot, path.strip_prefix(sysroot).unwrap_or(path))
+            .at("look up", sysroot.join(path.strip_prefix("/").unwrap_or(path)))
+    }
+
     /// The directory of the snapshotter called `name`; `root_path` replaces it wholly (containerd `plugins/snapshots`).
-    pub fn snapshotter_dir(&self, name: &str) -> PathBuf {
+    pub fn snapshotter_dir(&self, name: &str) -> Result<PathBuf> {
         let usual = || self.root.join(format!("io.containerd.snapshotter.v1.{name}"));
-        self.snapshotters.get(name).cloned().unwrap_or_else(usual)
+        self.inside(&self.snapshotters.get(name).cloned().unwrap_or_else(usual))
     }
 
     /// What procfs says of `pid`; `None` if there is no such process.

@@ -73,7 +73,7 @@ pub fn read(tree: &RwLayer) -> Result<Option<Entries>> {
     let (dir, is_overlay) = match tree {
         RwLayer::Overlay { upper, ids: None, driver: Driver::Kernel, .. } => (upper, true),
         RwLayer::Tree { dir } => (dir, false),
-        RwLayer::Overlay { .. } | RwLayer::Trees { .. } => return Ok(None),
+        RwLayer::Overlay { .. } | RwLayer::Stacked { .. } | RwLayer::Trees { .. } => return Ok(None),
     };
     let root = Node::open(dir).at("open", dir.name())?;
     let mut reader = Reader { top: root.meta.clone(), is_overlay, held: 0, all: Vec::new() };
@@ -86,6 +86,7 @@ pub fn read(tree: &RwLayer) -> Result<Option<Entries>> {
 pub fn place(tree: &RwLayer) -> &Path {
     match tree {
         RwLayer::Overlay { upper, .. } => upper,
+        RwLayer::Stacked { overlay, .. } => place(overlay),
         RwLayer::Trees { active: dir, .. } | RwLayer::Tree { dir } => dir,
     }
 }

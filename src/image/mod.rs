@@ -116,7 +116,8 @@ impl Export<'_> {
         };
         let candidates = index.local(&Platform::local());
         // A pull fetches the best match only; others that would also serve may be absent, and nobody misses them.
-        let present: Vec<_> = candidates.iter().filter(|d| self.content.path(&d.digest).exists()).collect();
+        let present: Vec<_> =
+            candidates.iter().filter(|d| matches!(self.content.open(&d.digest), Ok(Some(_)))).collect();
         if let (true, Some(first)) = (present.is_empty(), candidates.first()) {
             self.missing.push(format!("manifest {} for this platform", first.digest));
         }

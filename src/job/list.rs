@@ -1,7 +1,7 @@
 //! `ls`: the containers in the stores, and how their tasks are.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashMap, HashSet},
     ffi::{OsStr, OsString},
 };
 
@@ -9,11 +9,13 @@ use serde::Serialize;
 
 use super::{
     locate::{self, TaskState},
-    select::human_name,
+    select::Filter,
     store::Store,
+    who::{self, Identity},
 };
 use crate::{
     containerd::{
+        identity::{self, Kind, Pod},
         meta::{Container, Origin},
         task,
     },
@@ -40,12 +42,20 @@ pub enum Status {
 /// One line of `ls`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
+    /// The store that has it: containerd's persistent directory.
+    pub store: String,
     /// containerd's namespace.
     pub namespace: String,
     /// The container's id.
     pub id: String,
-    /// `pod/container`, or the name nerdctl gave; may be empty.
+    /// `pod/container`, or the name that nerdctl or Docker gave; may be empty.
     pub name: String,
+    /// Other names it may be called by.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+    /// Its place in a pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
     /// The image's name; may be empty.
     pub image: String,
     /// The snapshotter; may be empty.
@@ -61,22 +71,32 @@ pub struct Row {
     pub origin: Origin,
 }
 
-/// All containers, of one namespace if asked; and the records that could not be read.
-pub fn list(store: &Store, namespace: Option<&Namespace>) -> Result<(Vec<Row>, Vec<Error>)> {
+/// The containers that `filter` admits; and the records that could not be read.
+pub fn list(store: &Store, filter: &Filter) -> Result<(Vec<Row>, Vec<Error>)> {
     let (mut rows, mut errors) = (Vec::new(), store.damage());
+    let sandboxes = sandboxes(store, filter)?;
     let mut tasks: Option<(Namespace, Option<HashSet<OsString>>)> = None;
     store.for_each_container(|record| match record {
-        Ok(record) if namespace.is_none_or(|ns| *ns == record.name.namespace) => {
-            // One look at a namespace's directory, not one for each of a hundred thousand containers.
-            if tasks.as_ref().is_none_or(|(namespace, _)| *namespace != record.name.namespace) {
-                tasks = Some((record.name.namespace.clone(), task::names(&store.host, &record.name.namespace)));
+        Ok(record) if filter.namespace.as_ref().is_none_or(|ns| *ns == record.name.namespace) => {
+            let who = who::is(store, &record).unwrap_or_else(|e| {
+                errors.push(e);
+                Identity::default()
+            });
+            let sandbox = who.pod.as_ref().and_then(|pod| sandboxes.get(pod.sandbox.as_ref()?));
+            if filter.admits(&who, sandbox) {
+                // One look at a namespace's directory, not one for each of a hundred thousand containers.
+                if tasks.as_ref().is_none_or(|(namespace, _)| *namespace != record.name.namespace) {
+                    tasks = Some((record.name.namespace.clone(), task::names(&store.host, &record.name.namespace)));
+                }
+                let names = tasks.as_ref().and_then(|(_, names)| names.as_ref());
+                let (row, error) = match names.is_some_and(|names| !names.contains(OsStr::new(record.name.id.as_str())))
+                {
+                    true => (row_of(&store.host, record, who, (Status::None, None)), None),
+                    false => row(&store.host, record, who),
+                };
+                rows.push(row);
+                errors.extend(error);
             }
-            let names = tasks.as_ref().and_then(|(_, names)| names.as_ref());
-            let has_task = names.is_none_or(|names| names.contains(OsStr::new(record.name.id.as_str())));
-            let (row, error) =
-                if has_task { row(&store.host, record) } else { (as_row(record, Status::None, None), None) };
-            rows.push(row);
-            errors.extend(error);
         }
         Ok(_) => {}
         Err(e) => errors.push(e),
@@ -84,27 +104,45 @@ pub fn list(store: &Store, namespace: Option<&Namespace>) -> Result<(Vec<Row>, V
     Ok((rows, errors))
 }
 
-/// Removed containers whose records are still found, of one namespace if asked. What became of their tasks is not asked:
-/// another of the same name may have one.
-pub fn deleted(store: &Store, namespace: Option<&Namespace>) -> Result<Vec<Row>> {
+/// Removed containers whose records are still found in pages that are free.
+pub fn deleted(store: &Store, filter: &Filter) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     store.for_each_deleted(|record| {
-        if namespace.is_none_or(|ns| *ns == record.name.namespace) {
-            rows.push(as_row(record, Status::None, None));
+        // Nothing but the record is left of it, and what is in its place now is another's.
+        let pod = identity::pod(&record, None);
+        let names = identity::names(&record, pod.as_ref());
+        let who = Identity { pod, names, labels: record.labels.clone() };
+        if filter.namespace.as_ref().is_none_or(|ns| *ns == record.name.namespace) && filter.admits(&who, None) {
+            rows.push(row_of(&store.host, record, who, (Status::None, None)));
         }
     })?;
     Ok(rows)
 }
 
-/// A task whose state cannot be read has an unknown status: shown as none, with the error beside it.
-fn row(host: &Host, record: Container) -> (Row, Option<Error>) {
-    let (status, pid, error) = status(host, &record).unwrap_or_else(|e| (Status::None, None, Some(e)));
-    (as_row(record, status, pid), error)
+/// The labels of each sandbox, which are those of its pod; none if no label is asked for.
+fn sandboxes(store: &Store, filter: &Filter) -> Result<HashMap<String, BTreeMap<String, String>>> {
+    let mut all = HashMap::new();
+    if !filter.labels.is_empty() {
+        store.for_each_container(|record| {
+            let sandbox = record.ok().filter(|r| identity::kind(&r.labels) == Some(Kind::Sandbox));
+            all.extend(sandbox.map(|record| (record.name.id.to_string(), record.labels)));
+        })?;
+    }
+    Ok(all)
 }
 
-fn as_row(record: Container, status: Status, pid: Option<i32>) -> Row {
+/// A task whose state cannot be read has an unknown status: shown as none, with the error beside it.
+fn row(host: &Host, record: Container, who: Identity) -> (Row, Option<Error>) {
+    let (status, pid, error) = status(host, &record).unwrap_or_else(|e| (Status::None, None, Some(e)));
+    (row_of(host, record, who, (status, pid)), error)
+}
+
+fn row_of(host: &Host, record: Container, who: Identity, (status, pid): (Status, Option<i32>)) -> Row {
     Row {
-        name: human_name(&record.labels),
+        store: host.root.display().to_string(),
+        name: who.names.first().cloned().unwrap_or_default(),
+        names: who.names.get(1..).unwrap_or_default().to_vec(),
+        pod: who.pod,
         namespace: record.name.namespace.to_string(),
         id: record.name.id.to_string(),
         image: record.image,

@@ -5,17 +5,21 @@ use std::path::{Path, PathBuf};
 use super::store::Store;
 use crate::{
     containerd::{
+        docker::Manifest,
         log,
-        meta::{Container, Image},
+        meta::{Container, Image, SnapshotRecord},
         task::{self, TaskRecord},
     },
     error::{At, Error, Result},
     host::Host,
+    id::{ContainerRef, SnapshotKey},
     oci::runtime::Spec,
     proto::{self, Any, RuncOptions},
     runtime::{self, Task},
     snapshotter::{self, RwLayer},
 };
+
+pub use crate::error::with_causes;
 
 /// A container with all its places found. What could not be found is said in `findings`.
 pub struct Target {
@@ -81,17 +85,6 @@ fn note<T>(findings: &mut Vec<String>, consequence: &str, found: Result<T>) -> O
     found.map_err(|e| findings.push(format!("{}: {consequence}", with_causes(&e)))).ok()
 }
 
-/// An error and what caused it, on one line.
-pub fn with_causes(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(deeper) = cause {
-        text += &format!(": {deeper}");
-        cause = deeper.source();
-    }
-    text
-}
-
 fn spec(container: &Container) -> Result<Spec> {
     let place = || format!("spec of {}", container.name);
     if container.spec.is_empty() {
@@ -102,13 +95,32 @@ fn spec(container: &Container) -> Result<Spec> {
 }
 
 fn image(store: &Store, container: &Container) -> Result<Image> {
-    if container.image.is_empty() {
-        return Err(Error::NotFound { what: "an image name in the container's record".into(), hint: String::new() });
+    let docker = store.docker(container)?;
+    if let Some(docker) = docker.as_ref().filter(|_| container.snapshot_key.0.is_empty()) {
+        return Err(Error::Unsupported {
+            what: format!("Docker keeps image {:?} in its graph driver {}", container.image, docker.driver),
+            hint: "take it along (docker save on this node), or let the target pull it".into(),
+        });
     }
-    store.image(&container.name.namespace, &container.image)?.ok_or_else(|| Error::NotFound {
-        what: format!("image {:?} of namespace {}", container.image, container.name.namespace),
-        hint: "its record was removed since the container was made".into(),
-    })
+    let made_from = docker.and_then(|docker| docker.manifest);
+    let named = |name: &str| match name {
+        "" => Err(Error::NotFound { what: "an image name in the container's record".into(), hint: String::new() }),
+        name => store.image(&container.name.namespace, name)?.ok_or_else(|| Error::NotFound {
+            what: format!("image {name:?} of namespace {}", container.name.namespace),
+            hint: "its record was removed since the container was made".into(),
+        }),
+    };
+    match (named(&container.image), made_from) {
+        // dockerd knows the manifest, whatever became of the name.
+        (Err(Error::NotFound { .. }), Some(Manifest { digest, media_type, size })) => {
+            let name = match container.image.as_str() {
+                "" => format!("localhost/moby@{digest}"),
+                name => name.to_owned(),
+            };
+            Ok(Image { name, digest, media_type, size })
+        }
+        (found, _) => found,
+    }
 }
 
 /// A container's files.
@@ -124,6 +136,12 @@ pub struct Files {
 /// Where its files are.
 pub fn files(store: &Store, container: &Container) -> Result<Files> {
     let Container { name, snapshotter, snapshot_key, .. } = container;
+    if snapshot_key.0.is_empty()
+        && let Some(docker) = store.docker(container)?
+    {
+        let (rw, parent) = snapshotter::docker::rw_layer(&store.host, &docker.data_root, &docker.driver, &name.id)?;
+        return Ok(Files { rw, parent, findings: Vec::new() });
+    }
     if snapshotter.is_empty() || snapshot_key.0.is_empty() {
         return Err(Error::NotFound { what: "a snapshot in the container's record".into(), hint: String::new() });
     }
@@ -132,12 +150,44 @@ pub fn files(store: &Store, container: &Container) -> Result<Files> {
         hint: "its record was removed since the container was made".into(),
     })?;
     let snapshotter::Found { rw, findings } = snapshotter::rw_layer(&store.host, snapshotter, &record.name)?;
-    Ok(Files { rw, parent: record.parent.map(|p| p.0), findings })
+    let files = Files { rw, parent: record.parent.as_ref().map(|p| p.0.clone()), findings };
+    match dockers_init(store, container, record.parent.as_ref())? {
+        Some(init) => Ok(on_the_image(files, init)),
+        None => Ok(files),
+    }
+}
+
+/// The same files, where the layer below them is Docker's, not the image's.
+fn on_the_image(files: Files, init: SnapshotRecord) -> Files {
+    let Files { rw, mut findings, .. } = files;
+    let parent = init.parent.map(|p| p.0);
+    let rw = rw.clone().stacked(1).unwrap_or_else(|| {
+        findings.push(
+            "what Docker's init layer has (mount points, .dockerenv) is not in the bundle: with this snapshotter it cannot be \
+             told from the image"
+                .into(),
+        );
+        rw
+    });
+    Files { rw, parent, findings }
+}
+
+/// The record of the layer that dockerd puts between an image and a container: mount points and `.dockerenv`. It is not of
+/// the image (moby `daemon/containerd/image_snapshot.go`, `prepareInitLayer`).
+fn dockers_init(store: &Store, of: &Container, parent: Option<&SnapshotKey>) -> Result<Option<SnapshotRecord>> {
+    let Some(key) = parent.filter(|key| key.0.strip_suffix("-init") == Some(of.name.id.as_str())) else {
+        return Ok(None);
+    };
+    let found = store.snapshot(&of.name.namespace, &of.snapshotter, key)?;
+    found.map(Some).ok_or_else(|| Error::NotFound { what: format!("snapshot {key}"), hint: String::new() })
 }
 
 fn log(store: &Store, container: &Container) -> Result<Option<String>> {
     let cri = store.extension(&container.name, log::CRI_METADATA)?;
-    Ok(log::path(container, cri.as_deref()))
+    if let Some(path) = log::path(container, cri.as_deref()) {
+        return Ok(Some(path));
+    }
+    Ok(store.docker(container)?.and_then(|docker| docker.log))
 }
 
 /// What became of the container's task, by pid and start time; and what was damaged on the way, but not needed.
@@ -150,9 +200,9 @@ pub fn task(host: &Host, container: &Container) -> Result<(TaskState, Option<Err
 
 fn state(host: &Host, container: &Container, record: &TaskRecord) -> Result<TaskState> {
     let root = record.runtime_root.clone().or_else(|| recorded_root(container));
-    let root = root.unwrap_or_else(|| host.runc_root.clone());
+    let root = root.map_or_else(|| usual_root(host, &container.name), |root| outside(host, root));
     Ok(match runtime::read(&root, &container.name) {
-        Ok(Some(task)) if is_of(&task, record) && host.is_alive(task.init)? => TaskState::Live(task),
+        Ok(Some(task)) if is_of(host, &task, record) && host.is_alive(task.init)? => TaskState::Live(task),
         Ok(None) if lives_unknown(host, container, record)? => return Err(unknown_runtime(container, record, &root)),
         Ok(_) => TaskState::Ended,
         // The runtime's directory is root's, also where this store is a copy that anybody may read.
@@ -161,12 +211,24 @@ fn state(host: &Host, container: &Container, record: &TaskRecord) -> Result<Task
     })
 }
 
+/// Where the runtime keeps its state if nothing on record says so: the first of the usual places that has some of it.
+fn usual_root(host: &Host, who: &ContainerRef) -> PathBuf {
+    let has = |root: &&PathBuf| root.join(who.namespace.as_str()).join(who.id.as_str()).is_dir();
+    host.runtime_roots.iter().find(has).unwrap_or(&host.runc_root).clone()
+}
+
+/// A path below the state directory as the host sees it: a rootless containerd sees that directory at the usual place.
+fn outside(host: &Host, path: PathBuf) -> PathBuf {
+    let rest = host.state_inside.as_ref().and_then(|inside| path.strip_prefix(inside).ok());
+    rest.map(|rest| host.state.join(rest)).unwrap_or(path)
+}
+
 /// True if the runtime's state belongs to this store's task. Runtimes keep theirs at a fixed place whatever containerd's
 /// state directory is, so next to a copied store another container of the same name may be found there.
-fn is_of(task: &Task, record: &TaskRecord) -> bool {
+fn is_of(host: &Host, task: &Task, record: &TaskRecord) -> bool {
+    let bundle = outside(host, task.runtime_bundle.clone());
     let same = |path: &Path| path.canonicalize().ok();
-    task.runtime_bundle == record.runtime_bundle
-        || same(&task.runtime_bundle).is_some_and(|bundle| same(&record.runtime_bundle) == Some(bundle))
+    bundle == record.runtime_bundle || same(&bundle).is_some_and(|bundle| same(&record.runtime_bundle) == Some(bundle))
 }
 
 /// True if the first process lives although no runtime says so: its cgroup carries the container's id. A pid used again
@@ -247,6 +309,17 @@ mod tests {
             created_at: None,
         };
         (host, container)
+    }
+
+    /// Rootless, containerd has `/run/user/<uid>/containerd` mounted at `/run/containerd`, and runc writes down what it sees.
+    #[test]
+    fn a_live_task_of_a_rootless_store_is_known_by_the_path_inside() {
+        let temp = tempfile::tempdir().unwrap();
+        let theirs = Path::new("/run/containerd/io.containerd.runtime.v2.task/default/web");
+        let (mut host, container) = host(temp.path(), theirs);
+        assert!(task(&host, &container).unwrap().0.live().is_none());
+        host.state_inside = Some("/run/containerd".into());
+        assert!(task(&host, &container).unwrap().0.live().is_some());
     }
 
     #[test]

@@ -10,3 +10,4 @@ pub mod select;
 pub mod store;
 pub mod thaw;
 pub mod verify;
+pub mod who;

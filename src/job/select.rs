@@ -1,25 +1,72 @@
-//! From what a user typed to a container's record.
+//! From what a user typed to containers' records.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    convert::Infallible,
+    str::FromStr,
+};
 
-use super::store::Store;
+use jiff::Timestamp;
+
+use super::{
+    locate,
+    store::Store,
+    who::{self, Identity},
+};
 use crate::{
-    containerd::meta::Container,
+    containerd::{identity::Kind, meta::Container},
     error::{Error, Result},
     id::{ContainerRef, Namespace},
 };
 
-/// Finds the container that `wanted` means: an id, a unique prefix of one, a name, `pod/container`, or
-/// `namespace/id`.
-pub fn find<'s>(stores: &'s [Store], namespace: Option<&Namespace>, wanted: &str) -> Result<(&'s Store, Container)> {
-    let mut all = Vec::new();
-    for (store, at) in stores.iter().zip(0..) {
-        store.for_each_container(|record| {
-            let in_scope = |c: &Container| namespace.is_none_or(|ns| *ns == c.name.namespace);
-            all.extend(record.ok().filter(in_scope).map(|container| Candidate::of(container, at)));
-        })?;
+/// Which containers are meant, if not one by its name.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Only those of this containerd namespace.
+    pub namespace: Option<Namespace>,
+    /// Only those of one of these pods, each `pod` or `namespace/pod`; if there are none, all.
+    pub pods: Vec<String>,
+    /// Only those that have every one of these labels.
+    pub labels: Vec<Label>,
+}
+
+/// A label that is asked for: `key`, or `key=value`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Label {
+    key: String,
+    value: Option<String>,
+}
+
+impl FromStr for Label {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        let (key, value) = text.split_once('=').map_or((text, None), |(key, value)| (key, Some(value.to_owned())));
+        Ok(Self { key: key.to_owned(), value })
     }
-    let chosen = choose(&all, wanted)?;
+}
+
+impl Filter {
+    /// True if it may be one, by what its record says; `pod_labels` are those of its pod.
+    pub fn admits(&self, who: &Identity, pod_labels: Option<&BTreeMap<String, String>>) -> bool {
+        let has = |label: &Label| {
+            let values = [Some(&who.labels), pod_labels].into_iter().flatten().filter_map(|all| all.get(&label.key));
+            values.into_iter().any(|found| label.value.as_ref().is_none_or(|wanted| wanted == found))
+        };
+        let is_of_pod = || self.pods.iter().any(|wanted| who.pod.as_ref().is_some_and(|pod| pod.is(wanted)));
+        (self.pods.is_empty() || is_of_pod()) && self.labels.iter().all(has)
+    }
+}
+
+/// Finds the container that `wanted` means: an id, a unique prefix of one, a name, `pod/container` with or without the pod's
+/// namespace, compose's `project/service`, or `namespace/id`.
+///
+/// Of a pod's container that was made several times the one that runs is meant, or the newest.
+pub fn find<'s>(stores: &'s [Store], namespace: Option<&Namespace>, wanted: &str) -> Result<(&'s Store, Container)> {
+    let all = candidates(stores, namespace, &mut Vec::new())?;
+    let found = named(&all, wanted)?;
+    let found = newest(stores, found)?;
+    let [chosen] = found.as_slice() else { return Err(ambiguous(stores, wanted, &found)) };
     let store = &stores[chosen.store];
     let record = store.container(&chosen.record)?;
     let record =
@@ -27,47 +74,146 @@ pub fn find<'s>(stores: &'s [Store], namespace: Option<&Namespace>, wanted: &str
     Ok((store, record))
 }
 
-/// What a container may be called.
+/// All that `filter` admits, in the order of the stores; with `pods`, of each only what it is made of now: of a container that
+/// was made several times the one that runs, or the newest; and the sandbox last, since it holds what the others share.
+pub fn matching<'s>(
+    stores: &'s [Store],
+    filter: &Filter,
+    errors: &mut Vec<Error>,
+) -> Result<Vec<(&'s Store, Container)>> {
+    let all = candidates(stores, filter.namespace.as_ref(), errors)?;
+    let labels = pod_labels(&all);
+    let mut found: Vec<&Candidate> = all.iter().filter(|c| filter.admits(&c.who, labels.of(c))).collect();
+    if !filter.pods.is_empty() {
+        for wanted in &filter.pods {
+            if !found.iter().any(|c| c.who.pod.as_ref().is_some_and(|pod| pod.is(wanted))) {
+                return Err(Error::NotFound {
+                    what: format!("pod {wanted:?}"),
+                    hint: "dewar ls --pod shows what there is".into(),
+                });
+            }
+        }
+        found = newest(stores, found)?;
+        let place = |c: &&Candidate| {
+            (
+                c.store,
+                c.who.pod.as_ref().map(|pod| (pod.namespace.clone(), pod.name.clone(), pod.kind == Kind::Sandbox)),
+            )
+        };
+        found.sort_by_key(place);
+    }
+    let record = |c: &Candidate| Ok(stores[c.store].container(&c.record)?.map(|record| (&stores[c.store], record)));
+    found.into_iter().filter_map(|c| record(c).transpose()).collect()
+}
+
+/// What a container may be called, and which store has it.
 struct Candidate {
     record: ContainerRef,
-    name: String,
-    /// Which of the stores has it.
+    who: Identity,
+    created: Option<Timestamp>,
     store: usize,
 }
 
-impl Candidate {
-    fn of(container: Container, store: usize) -> Self {
-        Self { name: human_name(&container.labels), record: container.name, store }
+/// All containers of all stores, or of one namespace; and what could not be read.
+fn candidates(stores: &[Store], namespace: Option<&Namespace>, errors: &mut Vec<Error>) -> Result<Vec<Candidate>> {
+    let mut all = Vec::new();
+    for (at, store) in stores.iter().enumerate() {
+        store.for_each_container(|record| match record {
+            Ok(record) if namespace.is_none_or(|ns| *ns == record.name.namespace) => {
+                let who = who::is(store, &record).unwrap_or_else(|e| {
+                    errors.push(e);
+                    Identity::default()
+                });
+                all.push(Candidate { record: record.name, who, created: record.created_at, store: at });
+            }
+            Ok(_) => {}
+            Err(e) => errors.push(e),
+        })?;
+    }
+    Ok(all)
+}
+
+/// A pod's labels stand on its sandbox only.
+struct PodLabels<'c>(HashMap<(usize, &'c str), &'c BTreeMap<String, String>>);
+
+fn pod_labels(all: &[Candidate]) -> PodLabels<'_> {
+    let sandbox = |c: &Candidate| c.who.pod.as_ref().is_some_and(|pod| pod.kind == Kind::Sandbox);
+    PodLabels(all.iter().filter(|c| sandbox(c)).map(|c| ((c.store, c.record.id.as_str()), &c.who.labels)).collect())
+}
+
+impl<'c> PodLabels<'c> {
+    fn of(&self, candidate: &'c Candidate) -> Option<&'c BTreeMap<String, String>> {
+        let sandbox = candidate.who.pod.as_ref()?.sandbox.as_deref()?;
+        self.0.get(&(candidate.store, sandbox)).copied()
     }
 }
 
-/// The most exact way of meaning a container decides; within it, there must be one.
-fn choose<'a>(all: &'a [Candidate], wanted: &str) -> Result<&'a Candidate> {
+/// The most exact way of meaning a container decides.
+fn named<'a>(all: &'a [Candidate], wanted: &str) -> Result<Vec<&'a Candidate>> {
+    // Docker's own records have a slash before the name.
+    let name = wanted.strip_prefix('/').unwrap_or(wanted);
     let ways: [&dyn Fn(&Candidate) -> bool; 4] = [
         &|c| c.record.id.as_str() == wanted || c.record.to_string() == wanted,
-        &|c| !c.name.is_empty() && c.name == wanted,
+        &|c| c.who.names.iter().any(|known| known == name),
         &|c| c.record.id.as_str().starts_with(wanted),
         &|c| c.record.to_string().starts_with(wanted),
     ];
     for means in ways.iter().filter(|_| !wanted.is_empty()) {
         let found: Vec<&Candidate> = all.iter().filter(|c| means(c)).collect();
-        match found.as_slice() {
-            [] => {}
-            [one] => return Ok(one),
-            several => {
-                let choices = several.iter().take(20).map(|c| c.record.to_string()).collect();
-                return Err(Error::Ambiguous { what: format!("container {wanted:?}"), choices });
-            }
+        if !found.is_empty() {
+            return Ok(found);
         }
     }
     Err(Error::NotFound { what: format!("container {wanted:?}"), hint: suggestion(all, wanted) })
 }
 
+/// Of those that are the same container of the same pod, the ones that run; if none does, the newest.
+fn newest<'a>(stores: &[Store], found: Vec<&'a Candidate>) -> Result<Vec<&'a Candidate>> {
+    let place = |c: &'a Candidate| c.who.pod.as_ref().map(|pod| (c.store, &pod.namespace, &pod.name, &pod.container));
+    let age = |c: &&Candidate| (c.created, c.who.pod.as_ref().and_then(|pod| pod.attempt));
+    let mut kept: Vec<&Candidate> = Vec::new();
+    let mut groups: BTreeMap<_, Vec<&'a Candidate>> = BTreeMap::new();
+    for candidate in found {
+        match place(candidate) {
+            Some(place) => groups.entry(place).or_default().push(candidate),
+            None => kept.push(candidate),
+        }
+    }
+    for group in groups.into_values() {
+        let mut live = Vec::new();
+        for candidate in group.iter().filter(|_| group.len() > 1) {
+            live.extend(is_live(stores, candidate)?.then_some(*candidate));
+        }
+        kept.extend(if live.is_empty() { group.into_iter().max_by_key(age).into_iter().collect() } else { live });
+    }
+    kept.sort_by_cached_key(|c| (c.store, c.record.to_string()));
+    Ok(kept)
+}
+
+fn is_live(stores: &[Store], candidate: &Candidate) -> Result<bool> {
+    let store = &stores[candidate.store];
+    let Some(record) = store.container(&candidate.record)? else { return Ok(false) };
+    // Who cannot tell must not choose another in its place.
+    Ok(locate::task(&store.host, &record).map_or(true, |(task, _)| task.live().is_some()))
+}
+
+fn ambiguous(stores: &[Store], wanted: &str, found: &[&Candidate]) -> Error {
+    let several = found.iter().any(|c| c.store != found[0].store);
+    let choice = |c: &&Candidate| {
+        let name = c.who.names.last().map(|name| format!(" ({name})")).unwrap_or_default();
+        let store = if several { format!(" in {}", stores[c.store].host.root.display()) } else { String::new() };
+        format!("{}{name}{store}", c.record)
+    };
+    let remedy = if several { ", which several stores have (--root selects one)," } else { "" };
+    let choices = found.iter().take(20).map(choice).collect();
+    Error::Ambiguous { what: format!("container {wanted:?}{remedy}"), choices }
+}
+
 /// Names within a few typing errors of what was asked for.
 fn suggestion(all: &[Candidate], wanted: &str) -> String {
     let near = |text: &str| strsim::damerau_levenshtein(text, wanted) <= 1 + wanted.chars().count() / 4;
-    let mut names: Vec<String> =
-        all.iter().filter(|c| near(c.record.id.as_str()) || near(&c.name)).map(|c| c.record.to_string()).collect();
+    let is_near = |c: &&Candidate| near(c.record.id.as_str()) || c.who.names.iter().any(|name| near(name));
+    let mut names: Vec<String> = all.iter().filter(is_near).map(|c| c.record.to_string()).collect();
     names.truncate(5);
     match (names.is_empty(), all.is_empty()) {
         (false, _) => format!("did you mean {}?", names.join(" or ")),
@@ -76,7 +222,7 @@ fn suggestion(all: &[Candidate], wanted: &str) -> String {
     }
 }
 
-/// The name people know a container by: Kubernetes' `pod/container`, or nerdctl's name; may be empty.
+/// The name people know a container by, from its labels alone: `pod/container`, or nerdctl's name; may be empty.
 pub fn human_name(labels: &BTreeMap<String, String>) -> String {
     let label = |key: &str| labels.get(key).map(String::as_str);
     match (label("io.kubernetes.pod.name"), label("io.kubernetes.container.name")) {
@@ -92,7 +238,13 @@ mod tests {
 
     fn candidate(namespace: &str, id: &str, name: &str) -> Candidate {
         let record = ContainerRef { namespace: namespace.parse().unwrap(), id: id.parse().unwrap() };
-        Candidate { record, name: name.into(), store: 0 }
+        let names = Some(name.to_owned()).filter(|name| !name.is_empty()).into_iter().collect();
+        Candidate { record, who: Identity { names, ..Identity::default() }, created: None, store: 0 }
+    }
+
+    fn choose<'a>(all: &'a [Candidate], wanted: &str) -> Result<&'a Candidate> {
+        let found = newest(&[], named(all, wanted)?)?;
+        if let [one] = found.as_slice() { Ok(one) } else { Err(ambiguous(&[], wanted, &found)) }
     }
 
     #[test]
@@ -109,8 +261,9 @@ mod tests {
             ("web", Ok("default/web")),          // an id before a prefix
             ("web2", Ok("default/web2")),        // an id before a name
             ("shop/web", Ok("k8s.io/0123abcd")), // pod/container
-            ("0123", Ok("k8s.io/0123abcd")),     // a unique prefix
-            ("012", Err("k8s.io/0123abcd, k8s.io/0129ffff")),
+            ("/shop/web", Ok("k8s.io/0123abcd")),
+            ("0123", Ok("k8s.io/0123abcd")), // a unique prefix
+            ("012", Err("k8s.io/0123abcd (shop/web), k8s.io/0129ffff (shop/db)")),
             ("prod/api", Ok("prod/api")),
             ("prod/w", Ok("prod/web3")),
             ("api", Ok("prod/api")),

@@ -1,10 +1,14 @@
 //! One containerd's store, opened: what is on record of its containers, images and snapshots.
 
 use crate::{
-    containerd::meta::{Container, Image, MetaDb, SnapshotRecord},
+    containerd::{
+        docker::{self, Docker},
+        meta::{Container, Image, MetaDb, SnapshotRecord},
+    },
     error::{Error, Result},
     host::Host,
     id::{ContainerRef, Namespace, SnapshotKey},
+    snapshotter,
 };
 
 /// A host's directories and the records in them.
@@ -33,13 +37,48 @@ impl Store {
 
     /// Calls `each` with every container record, in order of namespace and id; a record that cannot be read
     /// comes as an error and hides no other.
-    pub fn for_each_container(&self, each: impl FnMut(Result<Container>)) -> Result<()> {
-        self.meta.for_each_container(each)
+    pub fn for_each_container(&self, mut each: impl FnMut(Result<Container>)) -> Result<()> {
+        self.meta.for_each_container(|record| match record {
+            Ok(record) if docker::is_dockers(&record) => {
+                let (record, error) = self.completed(record);
+                each(Ok(record));
+                error.into_iter().for_each(|e| each(Err(e)));
+            }
+            record => each(record),
+        })
     }
 
     /// One container's record.
     pub fn container(&self, who: &ContainerRef) -> Result<Option<Container>> {
-        self.meta.container(who)
+        Ok(self.meta.container(who)?.map(|record| self.completed(record).0))
+    }
+
+    /// What dockerd knows of a container that it made.
+    pub fn docker(&self, container: &Container) -> Result<Option<Docker>> {
+        docker::read(&self.host, container)
+    }
+
+    /// What Docker's records lack is told by dockerd itself, and by whose snapshot has the container's id.
+    fn completed(&self, mut record: Container) -> (Container, Option<Error>) {
+        if !docker::is_dockers(&record) {
+            return (record, None);
+        }
+        let (docker, error) = self.docker(&record).map_or_else(|e| (None, Some(e)), |docker| (docker, None));
+        if record.image.is_empty() {
+            record.image = docker.as_ref().map(|docker| docker.image.clone()).unwrap_or_default();
+        }
+        if record.snapshotter.is_empty() && record.snapshot_key.0.is_empty() {
+            let key = SnapshotKey(record.name.id.to_string());
+            let has_it = |sn: &&str| matches!(self.snapshot(&record.name.namespace, sn, &key), Ok(Some(_)));
+            let told = docker.as_ref().map(|docker| docker.driver.as_str());
+            let found = told.into_iter().chain(snapshotter::names()).find(has_it).map(str::to_owned);
+            match found {
+                Some(sn) => (record.snapshotter, record.snapshot_key) = (sn, key),
+                // A graph driver: its name says where the files are, and no snapshot is named.
+                None => record.snapshotter = docker.map(|docker| docker.driver).unwrap_or_default(),
+            }
+        }
+        (record, error)
     }
 
     /// What a client has added to a container's record under `name`: a protobuf Any, verbatim.

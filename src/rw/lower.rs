@@ -18,7 +18,8 @@ const MAX_HELD: usize = 256;
 /// What one layer has of something.
 #[derive(Debug)]
 pub struct Found {
-    layer: usize,
+    /// Its number, the topmost is 0.
+    pub layer: usize,
     /// What it is there.
     pub node: Node,
 }
@@ -87,6 +88,18 @@ impl Lowers {
         Self { marks: self.marks, roots: Rc::clone(&self.roots), links, held, is_incomplete: self.is_incomplete }
     }
 
+    /// Only the layers below the topmost `own`, for another walk.
+    pub fn below(&self, own: usize) -> Self {
+        let part = |root: &Found| root.node.again().map(|node| Found { layer: root.layer, node });
+        let mut below = self.again();
+        if own > 0 {
+            let roots: io::Result<Merged> = self.roots.iter().filter(|root| root.layer >= own).map(part).collect();
+            below.is_incomplete |= roots.is_err();
+            below.roots = Rc::new(roots.unwrap_or_default());
+        }
+        below
+    }
+
     /// Follows the walk down.
     pub fn enter(&mut self, link: Link) {
         self.links.push(link);
@@ -148,6 +161,15 @@ impl Lowers {
         }
         let marks = self.marks;
         names.retain(|name| marks.mark(name).is_none());
+        Ok(names)
+    }
+
+    /// The names that the topmost `own` layers have in the present directory, whiteouts included.
+    pub fn names_above(&mut self, own: usize) -> io::Result<BTreeSet<Vec<u8>>> {
+        let mut names = BTreeSet::new();
+        for found in self.here()?.iter().filter(|found| found.layer < own) {
+            names.extend(found.node.dir()?.names()?);
+        }
         Ok(names)
     }
 

@@ -93,9 +93,20 @@ fn pack(rw: &RwLayer, packer: &mut Packer) -> Result<()> {
         }
     };
     match rw {
-        RwLayer::Overlay { upper, lowers, ids, driver } => upper::pack(upper, lowers, ids.as_ref(), *driver, packer),
+        RwLayer::Overlay { .. } => overlay(rw, 0, packer),
+        RwLayer::Stacked { overlay: inner, own } => overlay(inner, *own, packer),
         RwLayer::Trees { base, active, origin } => walk::pack(&directory(base)?, &directory(active)?, *origin, packer),
         RwLayer::Tree { dir } => plain::pack(&directory(dir)?, packer, refuse),
+    }
+}
+
+/// An overlay of which the topmost `own` lowerdirs are not of the image.
+fn overlay(rw: &RwLayer, own: usize, packer: &mut Packer) -> Result<()> {
+    match rw {
+        RwLayer::Overlay { upper, lowers, ids, driver } => {
+            upper::pack(upper, lowers, own, ids.as_ref(), *driver, packer)
+        }
+        RwLayer::Stacked { .. } | RwLayer::Trees { .. } | RwLayer::Tree { .. } => pack(rw, packer),
     }
 }
 

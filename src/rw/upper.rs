@@ -43,9 +43,20 @@ enum Image {
     Gone,
 }
 
+/// How a directory is cut off from what the layers below have at its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    /// Nothing of them is seen.
+    Opaque,
+    /// What they have elsewhere is seen.
+    Moved,
+}
+
 struct Walk<'p, 'a> {
     root: Meta,
     marks: Marks,
+    /// So many of the topmost layers below are not of the image: what they have belongs into the layer.
+    own: usize,
     /// What overlay merges under the upperdir: it follows renamed directories to where the image has them.
     merged: Lowers,
     /// The image as it is without the upperdir: what the layer will be applied to.
@@ -54,10 +65,11 @@ struct Walk<'p, 'a> {
     packer: &'p mut Packer<'a>,
 }
 
-/// Writes what the upperdir at `upper` changes in `lowers`, topmost first.
+/// Writes what the upperdir at `upper` changes in `lowers`, topmost first. The image is what is below the first `own` of them.
 pub fn pack(
     upper: &Root,
     lowers: &[Root],
+    own: usize,
     ids: Option<&Arc<IdMap>>,
     driver: Driver,
     packer: &mut Packer,
@@ -70,14 +82,15 @@ pub fn pack(
     if marks == Marks::Trusted && !rustix::process::geteuid().is_root() {
         packer.warn(b"", "only root can see overlay's marks: directories that hide the image's may be missing");
     }
-    let merged = Lowers::open(lowers, marks, packer);
-    let image = merged.again();
+    let mut merged = Lowers::open(lowers, marks, packer);
+    let image = merged.below(own);
     if let Some(below) = image.root() {
         root_entry(&root, below, packer)?;
     }
-    let Some((dir, names)) = plain::list(packer, b"", &root) else { return Ok(()) };
+    let Some((dir, mut names)) = plain::list(packer, b"", &root) else { return Ok(()) };
+    names_above(&mut merged, own, &mut names, b"", packer);
     let steps = Steps::begin(dir, names, Place { is_whole: false, image: Image::Shown });
-    Walk { root: root.meta, marks, merged, image, steps, packer }.run()
+    Walk { root: root.meta, marks, own, merged, image, steps, packer }.run()
 }
 
 impl Walk<'_, '_> {
@@ -104,7 +117,7 @@ impl Walk<'_, '_> {
         }
         let path = self.steps.path_to(name);
         let upper = match self.steps.dir().map(|dir| dir.child(name)) {
-            Some(Err(e)) if place.names_below() && e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Some(Err(e)) if (self.own > 0 || place.names_below()) && e.kind() == io::ErrorKind::NotFound => Ok(None),
             other => other.transpose(),
         };
         let done = match upper {
@@ -190,17 +203,39 @@ impl Walk<'_, '_> {
         if !node.meta.is_on_mount_of(&self.root) {
             return Ok(());
         }
-        let is_cut = is_opaque || redirect.is_some() || place.image == Image::Covered;
-        let image = match place.image {
-            Image::Gone => Image::Gone,
-            _ if is_cut && !self.image.may_have_directory(name) => Image::Gone,
-            _ if is_cut => Image::Covered,
-            _ => Image::Shown,
-        };
-        let is_whole = redirect.is_some() || place.is_whole && !is_opaque;
+        let between = if is_opaque || redirect.is_some() { None } else { self.cut_between(name)? };
+        let is_cut = is_opaque || redirect.is_some() || between.is_some();
+        let image = self.image_in(name, is_cut, place);
+        let has_moved = redirect.is_some() || between == Some(Cut::Moved);
+        let is_whole = has_moved || place.is_whole && !is_opaque;
         let listed = plain::list(self.packer, path, node);
         self.enter(Link { name: name.to_vec(), is_opaque, redirect }, path, listed, Place { is_whole, image })?;
         Ok(())
+    }
+
+    /// What becomes of what the image has in the directory `name`; the layer's own is cut off from it, or not.
+    fn image_in(&mut self, name: &[u8], is_cut: bool, place: Place) -> Image {
+        match place.image {
+            Image::Gone => Image::Gone,
+            Image::Shown if !is_cut => Image::Shown,
+            _ if self.image.may_have_directory(name) => Image::Covered,
+            _ => Image::Gone,
+        }
+    }
+
+    /// How the layers between the upperdir and the image cut the directory `name` off from the image's, if they do.
+    fn cut_between(&mut self, name: &[u8]) -> io::Result<Option<Cut>> {
+        if self.own == 0 {
+            return Ok(None);
+        }
+        let found = self.merged.find(name)?;
+        for between in found.iter().filter(|found| found.layer < self.own && found.node.meta.kind == Kind::Directory) {
+            if self.marks.value(&between.node, Mark::Redirect)?.is_some() {
+                return Ok(Some(Cut::Moved));
+            }
+        }
+        // A mark, a whiteout or a file has ended the search before it came to the image.
+        Ok((!found.iter().any(|found| found.layer >= self.own)).then_some(Cut::Opaque))
     }
 
     /// Goes down: to the names of all layers where all is written, to the image's where they must be deleted.
@@ -217,6 +252,7 @@ impl Walk<'_, '_> {
                 }
             }
         }
+        names_above(&mut self.merged, self.own, &mut names, path, self.packer);
         if place.image == Image::Covered {
             match self.image.names() {
                 Ok(below) if self.image.is_complete() && !below.iter().any(|name| name.starts_with(MARK)) => {
@@ -236,25 +272,40 @@ impl Walk<'_, '_> {
         Ok(())
     }
 
-    /// Something that the upperdir does not have, below a directory that has moved or covers another. False if overlay
-    /// shows nothing there.
+    /// Something that the upperdir does not have: in a layer between it and the image, or below a directory that has moved or
+    /// covers another. False if overlay shows nothing there.
     fn inherited(&mut self, name: &[u8], path: &[u8], place: Place) -> Result<bool, Failed> {
-        let found = if place.is_whole { self.merged.find(name)? } else { Vec::new() };
+        let found = if self.own > 0 || place.is_whole { self.merged.find(name)? } else { Vec::new() };
         let (Some(top), Some(last)) = (found.first(), found.last()) else { return Ok(false) };
+        if !place.is_whole && top.layer >= self.own {
+            return Ok(place.image == Image::Shown);
+        }
         if !self.admits(path, &top.node, &last.node, self.merged.root_of(top).meta.clone())? {
             return Ok(false);
         }
         let is_written = self.packer.entry_over(path, &top.node, &last.node, || self.image.may_have(name))?;
         if top.node.meta.kind == Kind::Directory {
-            let image = match place.image {
-                Image::Covered if self.image.may_have_directory(name) => Image::Covered,
-                _ => Image::Gone,
-            };
+            let between = self.cut_between(name)?;
+            let image = self.image_in(name, place.is_whole || between.is_some(), place);
+            let is_whole = place.is_whole || between == Some(Cut::Moved);
             let link = Link { name: name.to_vec(), is_opaque: false, redirect: None };
-            self.enter(link, path, None, Place { image, ..place })?;
+            self.enter(link, path, None, Place { is_whole, image })?;
         }
         Ok(is_written)
     }
+}
+
+/// Adds the names that the layers between the upperdir and the image have in the present directory.
+fn names_above(merged: &mut Lowers, own: usize, names: &mut Vec<Vec<u8>>, path: &[u8], packer: &mut Packer) {
+    if own == 0 {
+        return;
+    }
+    match merged.names_above(own) {
+        Ok(above) => names.extend(above),
+        Err(e) => packer.leave_out(path, None, Why::Unreadable(format!("its part in the layers between: {e}"))),
+    }
+    names.sort_unstable();
+    names.dedup();
 }
 
 /// Why an entry was not written.

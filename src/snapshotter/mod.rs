@@ -20,6 +20,7 @@ mod blockfile;
 mod btrfs;
 mod database;
 mod devmapper;
+pub mod docker;
 mod erofs;
 mod live;
 mod mount;
@@ -46,6 +47,14 @@ pub enum RwLayer {
         ids: Option<Arc<IdMap>>,
         /// Whose marks are in the directories.
         driver: Driver,
+    },
+    /// An overlay whose topmost lowerdirs are not of the image, as Docker's init layer is not: what they have is the
+    /// container's too.
+    Stacked {
+        /// The overlay.
+        overlay: Box<RwLayer>,
+        /// How many lowerdirs are not of the image.
+        own: usize,
     },
     /// Two whole trees: the image's, and the container's.
     Trees {
@@ -195,6 +204,17 @@ pub fn rw_layer(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<F
     Ok(found)
 }
 
+impl RwLayer {
+    /// The same, where the topmost `own` lowerdirs are not of the image; `None` if nobody can tell them apart.
+    pub fn stacked(self, own: usize) -> Option<Self> {
+        match self {
+            _ if own == 0 => Some(self),
+            Self::Overlay { .. } => Some(Self::Stacked { overlay: Box::new(self), own }),
+            _ => None,
+        }
+    }
+}
+
 /// The committed layers that the snapshot `name` stands on, bottom first; a committed one is itself the last of them.
 pub fn layers(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<Vec<RwLayer>> {
     let (dir, resolve, Snapshot { id, mut parents, .. }, kind) = look_up(host, snapshotter, name)?;
@@ -221,25 +241,28 @@ fn directory(path: PathBuf) -> Result<Root> {
 /// Directories that proxy plugins choose for themselves (stargz-snapshotter `cmd/containerd-stargz-grpc/main.go`,
 /// soci-snapshotter `config`, accelerated-container-image `docs`); others are where containerd's own would be.
 const PLACES: &[(&str, &str)] = &[
-    ("overlaybd", "var/lib/overlaybd"),
-    ("soci", "var/lib/soci-snapshotter-grpc/snapshotter"),
-    ("stargz", "var/lib/containerd-stargz-grpc/snapshotter"),
+    ("overlaybd", "/var/lib/overlaybd"),
+    ("soci", "/var/lib/soci-snapshotter-grpc/snapshotter"),
+    ("stargz", "/var/lib/containerd-stargz-grpc/snapshotter"),
 ];
 
 /// Where it keeps its snapshots: where the configuration says, else where it usually does.
-fn directory_of(host: &Host, snapshotter: &str) -> PathBuf {
-    let usual = host.snapshotter_dir(snapshotter);
+fn directory_of(host: &Host, snapshotter: &str) -> Result<PathBuf> {
+    let usual = host.snapshotter_dir(snapshotter)?;
     if host.snapshotters.contains_key(snapshotter) || usual.join("metadata.db").exists() {
-        return usual;
+        return Ok(usual);
     }
-    let top = host.sysroot.as_deref().unwrap_or("/".as_ref());
-    let others = PLACES.iter().filter(|(name, _)| *name == snapshotter).map(|(_, place)| top.join(place));
-    others.into_iter().find(|dir| dir.join("metadata.db").exists()).unwrap_or(usual)
+    let others = PLACES.iter().filter(|(name, _)| *name == snapshotter);
+    let mut others = others.filter_map(|(_, place)| host.inside(place.as_ref()).ok());
+    Ok(others.find(|dir| dir.join("metadata.db").exists()).unwrap_or(usual))
 }
 
 /// Directories that look like another snapshotter's may mean something else: nothing is guessed.
 fn unknown(host: &Host, snapshotter: &str) -> Error {
-    let dir = host.snapshotter_dir(snapshotter);
+    let dir = match host.snapshotter_dir(snapshotter) {
+        Ok(dir) => dir,
+        Err(e) => return e,
+    };
     let why = match dir.join("metadata.db").exists() {
         true => format!("what its directories in {} mean is not known", dir.display()),
         false => "where it keeps its snapshots is not on record".into(),
@@ -257,7 +280,19 @@ fn look_up(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<(PathB
     let Some((_, resolve)) = TABLE.iter().find(|(known, _)| *known == snapshotter) else {
         return Err(unknown(host, snapshotter));
     };
-    let dir = directory_of(host, snapshotter);
+    let dir = directory_of(host, snapshotter)?;
     let (snapshot, kind) = database::find(host, &dir, name)?;
+    refuse_links(host, &dir, &snapshot)?;
     Ok((dir, *resolve, snapshot, kind))
+}
+
+/// On another host's file system a link in place of a snapshot would be followed out of it.
+fn refuse_links(host: &Host, dir: &Path, snapshot: &Snapshot) -> Result<()> {
+    for id in [snapshot.id].iter().chain(&snapshot.parents).filter(|_| host.sysroot.is_some()) {
+        let folder = dir.join("snapshots").join(id.to_string());
+        if host.inside(&folder)? != folder {
+            return Err(Error::malformed(folder, "a symbolic link stands in for a snapshot"));
+        }
+    }
+    Ok(())
 }

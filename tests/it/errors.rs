@@ -23,7 +23,7 @@ fn a_container_that_is_not_there() {
     dewar: container "wbe" not found; did you mean default/web?
     dewar: container "shop-7d9c/wed" not found; did you mean k8s.io/425c89ed5bb78a7623fae60fd8a6f648488168740fe82cf6ad34caa4d07aa972?
     dewar: container "nothing-like-it" not found; dewar ls shows what there is
-    dewar: container "" not found; did you mean default/web?
+    dewar: container "" not found; dewar ls shows what there is
     "#);
     let elsewhere = sandbox.dewar(&["-n", "k8s.io", "checkpoint", "web", "-o", "out"]).exits(2);
     insta::assert_snapshot!(elsewhere.stderr, @r#"dewar: container "web" not found; dewar ls shows what there is"#);
@@ -40,7 +40,7 @@ fn a_container_that_could_be_several() {
     // A namespace alone is a prefix of all in it.
     insta::assert_snapshot!(sandbox.dewar(&["checkpoint", "k8s.io/", "-o", "out"]).shown(), @r#"
     exit 2
-    dewar: container "k8s.io/" is ambiguous: k8s.io/425c89ed5bb78a7623fae60fd8a6f648488168740fe82cf6ad34caa4d07aa972, k8s.io/ea7bf4bb723041e7d63fe6c74dc46c048c617eb49a454a1cd6edbf34d05a418e, k8s.io/web
+    dewar: container "k8s.io/" is ambiguous: k8s.io/425c89ed5bb78a7623fae60fd8a6f648488168740fe82cf6ad34caa4d07aa972 (prod/shop-7d9c/web), k8s.io/ea7bf4bb723041e7d63fe6c74dc46c048c617eb49a454a1cd6edbf34d05a418e (prod/shop-7d9c/side), k8s.io/web
     "#);
 }
 

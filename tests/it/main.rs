@@ -34,6 +34,8 @@ mod rebuild;
 mod rw;
 /// Snapshotters that keep no overlay of the kernel's: what is not here is named, what was not unmounted is said.
 mod snapshotters;
+/// Where a host's stores are: config.toml, products' places, another host's file system; several at once.
+mod stores;
 /// `-o x.tar` and `-o -`: the same layout as one plain tar.
 mod tar_form;
 /// Trees that change, break or lie while they are read.

@@ -5,10 +5,12 @@
 
 mod binds; // what is mounted into a container, and its log
 mod carry; // the main job: killed daemon, checkpoint, lost node, restored by a fresh containerd
+mod docker; // Docker: both daemons killed, its containers come home
 mod exact; // what no other differ keeps: owners, holes, paths, trees without an upperdir
 mod harness; // Lab: an instance of the lab, as tests see it
 mod killed; // killed at any instant, the container runs again
 mod lab; // the lab proves itself: stock tools make the round trip, nothing survives an instance
+mod nodes; // where real configurations put stores; pods of every release, chosen by name
 mod pod; // a pod, run by CRI without a kubelet
 mod random; // random changes to a file system, unpacked by containerd and umoci
 mod rebuild; // images whose layers are gone are made again from their snapshots

@@ -4,15 +4,28 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use crate::harness::Lab;
+use crate::harness::{Containerd, Lab};
 
 /// CRI configured as these machines need it: a pause image of our own, no limit that would need more privilege.
-const CONFIG: &str = "version = 3
+fn config(containerd: Containerd) -> &'static str {
+    match containerd {
+        Containerd::V2_1 => {
+            "version = 3
 [plugins.'io.containerd.cri.v1.runtime']
   restrict_oom_score_adj = true
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
   sandbox = 'localhost/pause:lab'
-";
+"
+        }
+        Containerd::V1_6 | Containerd::V1_7 => {
+            "version = 2
+[plugins.'io.containerd.grpc.v1.cri']
+  restrict_oom_score_adj = true
+  sandbox_image = 'localhost/pause:lab'
+"
+        }
+    }
+}
 
 /// The busybox image again, with a command that stays.
 const PAUSE_IMAGE: &str = r#"
@@ -34,7 +47,8 @@ pub fn start_containerd(lab: &Lab) -> bool {
         eprintln!("live test skipped: no curl, which pods are asked for with");
         return false;
     }
-    lab.sh(&format!("mkdir -p /etc/containerd; cat > /etc/containerd/config.toml <<'END'\n{CONFIG}END\n{PAUSE_IMAGE}"));
+    let config = config(lab.containerd);
+    lab.sh(&format!("mkdir -p /etc/containerd; cat > /etc/containerd/config.toml <<'END'\n{config}END\n{PAUSE_IMAGE}"));
     lab.start_containerd();
     lab.sh("for i in /images/busybox.tar /tmp/pause.tar; do ctr -n k8s.io images import $i; done");
     true
@@ -43,28 +57,85 @@ pub fn start_containerd(lab: &Lab) -> bool {
 /// Runs a pod `default/<pod>` in the host's network, with one container of busybox, and returns the container's id. Its log
 /// is `/var/log/pods/<pod>/<name>/0.log`; `mounts` are pairs of a path of the host and one of the container.
 pub fn run(lab: &Lab, pod: &str, name: &str, script: &str, mounts: &[(&str, &str)]) -> String {
-    const HOST_NETWORK: u8 = 2;
-    let options = field(1, &[0x08, HOST_NETWORK]);
-    let metadata = [text(1, pod), text(2, "uid"), text(3, "default")].concat();
-    let sandbox_config =
-        [field(1, &metadata), text(3, &format!("/var/log/pods/{pod}")), field(8, &field(2, &options))].concat();
-    let sandbox = call(lab, "RunPodSandbox", &field(1, &sandbox_config));
-    let command: Vec<u8> = ["/bin/sh", "-c", script].iter().flat_map(|word| text(3, word)).collect();
-    let mounts: Vec<u8> =
-        mounts.iter().flat_map(|(host, inside)| field(7, &[text(1, inside), text(2, host)].concat())).collect();
-    let config = [
-        field(1, &text(1, name)),
-        field(2, &text(1, "localhost/busybox:lab")),
-        command,
-        mounts,
-        text(11, &format!("{name}/0.log")),
+    Pod::run(lab, "default", pod, &[]).container(lab, name, 0, script, mounts)
+}
+
+/// A pod's sandbox.
+pub struct Pod {
+    namespace: String,
+    name: String,
+    config: Vec<u8>,
+    pub sandbox: String,
+}
+
+impl Pod {
+    /// Runs a pod without containers in the host's network, with more `labels` than the kubelet gives it.
+    pub fn run(lab: &Lab, namespace: &str, name: &str, labels: &[(&str, &str)]) -> Self {
+        const HOST_NETWORK: u8 = 2;
+        let options = field(1, &[0x08, HOST_NETWORK]);
+        let metadata = [text(1, name), text(2, &uid(namespace)), text(3, namespace)].concat();
+        let labels: Vec<u8> = kubelets(namespace, name)
+            .iter()
+            .map(|(k, v)| (*k, v.as_str()))
+            .chain(labels.iter().copied())
+            .flat_map(|(key, value)| field(6, &[text(1, key), text(2, value)].concat()))
+            .collect();
+        let log = text(3, &format!("/var/log/pods/{name}"));
+        let config = [field(1, &metadata), log, labels, field(8, &field(2, &options))].concat();
+        let sandbox = call(lab, "RunPodSandbox", &field(1, &config));
+        Self { namespace: namespace.into(), name: name.into(), config, sandbox }
+    }
+
+    /// Runs a container of busybox in it, for the time after `attempt` others of this name; its id.
+    pub fn container(&self, lab: &Lab, name: &str, attempt: u8, script: &str, mounts: &[(&str, &str)]) -> String {
+        let command: Vec<u8> = ["/bin/sh", "-c", script].iter().flat_map(|word| text(3, word)).collect();
+        let mounts: Vec<u8> =
+            mounts.iter().flat_map(|(host, inside)| field(7, &[text(1, inside), text(2, host)].concat())).collect();
+        let labels = kubelets(&self.namespace, &self.name);
+        let labels: Vec<u8> = labels
+            .iter()
+            .map(|(k, v)| (*k, v.as_str()))
+            .chain([("io.kubernetes.container.name", name)])
+            .flat_map(|(key, value)| field(9, &[text(1, key), text(2, value)].concat()))
+            .collect();
+        let mut metadata = text(1, name);
+        // Nothing says that it is 0.
+        if attempt > 0 {
+            metadata.extend([0x10, attempt]);
+        }
+        let config = [
+            field(1, &metadata),
+            field(2, &text(1, "localhost/busybox:lab")),
+            command,
+            mounts,
+            labels,
+            text(11, &format!("{name}/{attempt}.log")),
+        ]
+        .concat();
+        lab.sh(&format!("mkdir -p /var/log/pods/{}/{name}", self.name));
+        let request = [text(1, &self.sandbox), field(2, &config), field(3, &self.config)].concat();
+        let container = call(lab, "CreateContainer", &request);
+        call(lab, "StartContainer", &text(1, &container));
+        container
+    }
+}
+
+/// Stops a container at once.
+pub fn stop(lab: &Lab, container: &str) {
+    call(lab, "StopContainer", &text(1, container));
+}
+
+/// The labels that the kubelet gives a pod and its containers (Kubernetes `pkg/kubelet/kuberuntime/labels.go`).
+fn kubelets(namespace: &str, pod: &str) -> [(&'static str, String); 3] {
+    [
+        ("io.kubernetes.pod.name", pod.to_owned()),
+        ("io.kubernetes.pod.namespace", namespace.to_owned()),
+        ("io.kubernetes.pod.uid", uid(namespace)),
     ]
-    .concat();
-    lab.sh(&format!("mkdir -p /var/log/pods/{pod}/{name}"));
-    let request = [text(1, &sandbox), field(2, &config), field(3, &sandbox_config)].concat();
-    let container = call(lab, "CreateContainer", &request);
-    call(lab, "StartContainer", &text(1, &container));
-    container
+}
+
+fn uid(namespace: &str) -> String {
+    format!("uid-{namespace}")
 }
 
 /// Calls a method of CRI's `RuntimeService`; the answer's first field, which is an id if it has any.

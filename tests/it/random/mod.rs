@@ -58,17 +58,21 @@ fn mirrored(time: Option<&str>) -> Option<String> {
 }
 
 fn hunt_with(write: fn(&World) -> (Vec<u8>, Summary), act: impl FnOnce(&Hunt, &Mutex<Account>)) {
-    if !can_mount() {
-        return;
-    }
     let appliers = [
         Applier { name: "GNU tar into an upperdir", apply: &|world, layer| world.overlaid(layer), known: GNU },
         Applier { name: "GNU tar over a copy", apply: &|world, layer| world.unpacked(&GNU_TAR, layer), known: GNU },
         Applier { name: "bsdtar over a copy", apply: &|world, layer| world.unpacked(&BSD_TAR, layer), known: BSD },
     ];
+    hunt_for(&appliers, write, act);
+}
+
+fn hunt_for(appliers: &[Applier], write: fn(&World) -> (Vec<u8>, Summary), act: impl FnOnce(&Hunt, &Mutex<Account>)) {
+    if !can_mount() {
+        return;
+    }
     let keep_below = |op: &ops::Op| !op.is_beyond_layers();
     let account = Mutex::new(Account::default());
-    act(&Hunt { appliers: &appliers, keep_below, write, at_root: 4, patience: 400 }, &account);
+    act(&Hunt { appliers, keep_below, write, at_root: 4, patience: 400 }, &account);
     // Past the test runner, which keeps to itself what a passing test prints.
     let _ = write!(std::io::stderr(), "{}", account.lock().unwrap().table());
 }
@@ -81,6 +85,24 @@ fn what_an_upperdir_holds_comes_back() {
 #[test]
 fn what_two_trees_tell_comes_back() {
     hunt_with(World::write_by_trees, |hunt, account| hunt.run(200, 2, account));
+}
+
+/// As between Docker's images and its containers.
+#[test]
+fn what_an_upperdir_and_the_layer_below_it_hold_comes_back_as_one() {
+    let appliers = [
+        Applier {
+            name: "two layers, into an upperdir",
+            apply: &|world, layer| world.overlaid_on_image(layer),
+            known: GNU,
+        },
+        Applier {
+            name: "two layers, over a copy",
+            apply: &|world, layer| world.unpacked_on_image(&GNU_TAR, layer),
+            known: GNU,
+        },
+    ];
+    hunt_for(&appliers, World::write_two, |hunt, account| hunt.run(300, 2, account));
 }
 
 #[test]

@@ -263,9 +263,24 @@ impl World {
 
     /// The last layer, written twice: the same bytes each time, and none of overlay's attributes.
     pub fn write(&self) -> (Vec<u8>, Summary) {
+        self.write_twice(&self.rw())
+    }
+
+    /// The layers below the last two, if there are any; else below the last.
+    fn image(&self) -> Vec<PathBuf> {
+        let lowers = self.lowers();
+        lowers[usize::from(lowers.len() > 1)..].to_vec()
+    }
+
+    /// The last two layers as one.
+    pub fn write_two(&self) -> (Vec<u8>, Summary) {
+        self.write_twice(&self.rw().stacked(self.lowers().len() - self.image().len()).unwrap())
+    }
+
+    fn write_twice(&self, rw: &RwLayer) -> (Vec<u8>, Summary) {
         let (mut first, mut second) = (Vec::new(), Vec::new());
-        let summary = rw::write_layer(&self.rw(), &mut first).unwrap();
-        assert_eq!(summary, rw::write_layer(&self.rw(), &mut second).unwrap());
+        let summary = rw::write_layer(rw, &mut first).unwrap();
+        assert_eq!(summary, rw::write_layer(rw, &mut second).unwrap());
         assert!(first == second, "two runs differ");
         for leak in [&b"SCHILY.xattr.trusted.overlay."[..], b"SCHILY.xattr.user.overlay."] {
             assert!(!first.windows(leak.len()).any(|part| part == leak), "a mark of overlay's leaked");
@@ -312,10 +327,14 @@ impl World {
 
     /// What the kernel shows without the last layer.
     pub fn base(&self) -> Mounted {
+        self.base_on(&self.lowers())
+    }
+
+    fn base_on(&self, lowers: &[PathBuf]) -> Mounted {
         let name = tempfile::tempdir_in(&self.root).unwrap().keep();
         let [upper, work] = self.new_dirs(name.file_name().unwrap().to_str().unwrap());
-        copy_owner(&self.lowers()[0], &upper);
-        self.mount(&self.lowers(), &upper, &work, self.flavour.upper)
+        copy_owner(&lowers[0], &upper);
+        self.mount(lowers, &upper, &work, self.flavour.upper)
     }
 
     /// Where it is: no two worlds are at one place.
@@ -331,14 +350,23 @@ impl World {
     /// What the kernel shows when the last layer is replaced by `layer`: marks are turned into overlay's by this test, all else
     /// is unpacked by GNU tar. So containerd's overlayfs snapshotter does.
     pub fn overlaid(&self, layer: &[u8]) -> View {
+        self.overlaid_on(&self.lowers(), layer)
+    }
+
+    /// The same, where the layer below the last one is replaced too: as Docker's init layer is not of the image.
+    pub fn overlaid_on_image(&self, layer: &[u8]) -> View {
+        self.overlaid_on(&self.image(), layer)
+    }
+
+    fn overlaid_on(&self, lowers: &[PathBuf], layer: &[u8]) -> View {
         let name = tempfile::tempdir_in(&self.root).unwrap().keep();
         let [upper, work] = self.new_dirs(name.file_name().unwrap().to_str().unwrap());
-        copy_owner(&self.lowers()[0], &upper);
+        copy_owner(&lowers[0], &upper);
         for name in names_in(layer) {
             self.apply_mark(&upper, &name);
         }
         untar(&GNU_TAR, layer, &upper);
-        View::of(self.mount(&self.lowers(), &upper, &work, self.flavour.upper).path())
+        View::of(self.mount(lowers, &upper, &work, self.flavour.upper).path())
     }
 
     fn apply_mark(&self, upper: &Path, name: &Path) {
@@ -357,8 +385,17 @@ impl World {
     /// What a plain copy of the layers below becomes when `layer` is unpacked over it: marks are obeyed by this test, all else is
     /// unpacked by `tar`. So containerd's native snapshotter does, and every tool without overlay.
     pub fn unpacked(&self, tar: &Tar, layer: &[u8]) -> View {
+        self.unpacked_on(&self.lowers(), tar, layer)
+    }
+
+    /// The same, where the layer below the last one is replaced too.
+    pub fn unpacked_on_image(&self, tar: &Tar, layer: &[u8]) -> View {
+        self.unpacked_on(&self.image(), tar, layer)
+    }
+
+    fn unpacked_on(&self, lowers: &[PathBuf], tar: &Tar, layer: &[u8]) -> View {
         let root = self.scratch();
-        let base = self.base();
+        let base = self.base_on(lowers);
         let copied = Command::new("cp").arg("-a").arg(base.path().join(".")).arg(&root).status().unwrap();
         assert!(copied.success(), "cp");
         drop(base);

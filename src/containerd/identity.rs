@@ -1,0 +1,171 @@
+//! Who a container is to the people and programs that had it made: what its record, and CRI's part of it, say.
+//!
+//! | made by | where it stands |
+//! |---|---|
+//! | CRI | labels `io.kubernetes.pod.{namespace,name,uid}`, `io.kubernetes.container.name`, `io.cri-containerd.kind` (containerd `internal/cri/labels`); extension `io.cri-containerd.container.metadata`, a protobuf Any with JSON: `Metadata.{SandboxID,Config.metadata.attempt,LogPath}` (`internal/cri/store/container/metadata.go`); spec annotation `io.kubernetes.cri.sandbox-id` |
+//! | nerdctl | labels `nerdctl/{name,namespace}` (nerdctl `pkg/labels`) |
+//! | compose | labels `com.docker.compose.{project,service}` |
+//!
+//! Docker keeps names elsewhere: see [`super::docker`].
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::meta::Container;
+use crate::{
+    oci::runtime::Spec,
+    proto::{self, Any},
+};
+
+/// The extensions of a record in which CRI keeps what it knows.
+pub const CRI_CONTAINER: &str = "io.cri-containerd.container.metadata";
+/// The same of a pod's sandbox.
+pub const CRI_SANDBOX: &str = "io.cri-containerd.sandbox.metadata";
+
+/// What kind of a pod's containers one is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// It holds the pod's namespaces, and does nothing.
+    Sandbox,
+    /// One of those that the pod is for.
+    Container,
+}
+
+/// A container's place in a pod of Kubernetes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Pod {
+    /// The pod's namespace in Kubernetes; containerd's is always `k8s.io`.
+    pub namespace: String,
+    /// The pod's name.
+    pub name: String,
+    /// The pod's uid.
+    pub uid: String,
+    /// What kind of container this is.
+    pub kind: Kind,
+    /// The container's name in the pod; empty for the sandbox.
+    pub container: String,
+    /// How often it, or the sandbox, was made before; `None` if only the labels could be read.
+    pub attempt: Option<u32>,
+    /// The id of its sandbox.
+    pub sandbox: Option<String>,
+}
+
+/// The extension's value, as far as it is of use. Foreign members are not looked at.
+#[derive(Default, Deserialize)]
+struct Extension {
+    #[serde(rename = "Metadata", default)]
+    metadata: Metadata,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Metadata {
+    #[serde(rename = "SandboxID")]
+    sandbox: Option<String>,
+    #[serde(rename = "Config")]
+    config: Option<Config>,
+    #[serde(rename = "LogPath")]
+    log_path: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Config {
+    metadata: Option<Named>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Named {
+    /// Left out when it is 0.
+    attempt: u32,
+}
+
+/// CRI's extension, if that is what `any` holds.
+fn extension(any: &[u8]) -> Option<Extension> {
+    let any: Any = proto::decode(any).ok()?;
+    serde_json::from_slice(&any.value).ok()
+}
+
+/// The path of the log as CRI's extension has it.
+pub fn cri_log_path(any: &[u8]) -> Option<String> {
+    extension(any)?.metadata.log_path.filter(|path| !path.is_empty())
+}
+
+/// The extension in which CRI keeps what it knows of this container; `None` if it is not CRI's.
+pub fn cri_extension(labels: &BTreeMap<String, String>) -> Option<&'static str> {
+    kind(labels).map(|kind| if kind == Kind::Sandbox { CRI_SANDBOX } else { CRI_CONTAINER })
+}
+
+/// What kind of a pod's containers has these labels; `None` if it is of no pod.
+pub fn kind(labels: &BTreeMap<String, String>) -> Option<Kind> {
+    labels.get("io.kubernetes.pod.name")?;
+    let is_container = labels.contains_key("io.kubernetes.container.name");
+    Some(match labels.get("io.cri-containerd.kind").map(String::as_str) {
+        Some("sandbox") => Kind::Sandbox,
+        Some("container") => Kind::Container,
+        _ if is_container => Kind::Container,
+        _ => Kind::Sandbox,
+    })
+}
+
+/// The container's place in a pod; `cri` is the extension [`cri_extension`].
+pub fn pod(container: &Container, cri: Option<&[u8]>) -> Option<Pod> {
+    let label = |key: &str| container.labels.get(key).cloned().unwrap_or_default();
+    let name = container.labels.get("io.kubernetes.pod.name")?.clone();
+    let (kind, metadata) = (kind(&container.labels)?, cri.and_then(extension).map(|extension| extension.metadata));
+    let own = || Some(container.name.id.to_string());
+    let recorded = metadata.as_ref().and_then(|m| m.sandbox.clone()).filter(|id| !id.is_empty());
+    Some(Pod {
+        namespace: label("io.kubernetes.pod.namespace"),
+        name,
+        uid: label("io.kubernetes.pod.uid"),
+        kind,
+        container: if kind == Kind::Sandbox { String::new() } else { label("io.kubernetes.container.name") },
+        attempt: metadata.map(|m| m.config.and_then(|c| c.metadata).unwrap_or_default().attempt),
+        sandbox: if kind == Kind::Sandbox { own() } else { recorded.or_else(|| annotated_sandbox(container)) },
+    })
+}
+
+/// The sandbox as the spec's annotations name it, for when the extension cannot be read.
+fn annotated_sandbox(container: &Container) -> Option<String> {
+    let any: Any = proto::decode(&container.spec).ok()?;
+    let spec: Spec = serde_json::from_slice(&any.value).ok()?;
+    spec.annotations.get("io.kubernetes.cri.sandbox-id").cloned()
+}
+
+impl Pod {
+    /// `pod/container`; of a sandbox, the pod's name.
+    pub fn human_name(&self) -> String {
+        if self.container.is_empty() { self.name.clone() } else { format!("{}/{}", self.name, self.container) }
+    }
+
+    /// True if `wanted` is the pod's name, or `namespace/pod`.
+    pub fn is(&self, wanted: &str) -> bool {
+        match wanted.split_once('/') {
+            Some((namespace, name)) => namespace == self.namespace && name == self.name,
+            None => wanted == self.name,
+        }
+    }
+}
+
+/// What people call the container, the most usual first; none may be empty.
+pub fn names(container: &Container, pod: Option<&Pod>) -> Vec<String> {
+    let label = |key: &str| container.labels.get(key).map(String::as_str).filter(|value| !value.is_empty());
+    let mut names = Vec::new();
+    if let Some(pod) = pod {
+        names.extend([pod.human_name(), format!("{}/{}", pod.namespace, pod.human_name())]);
+    }
+    names.extend(label("nerdctl/name").map(str::to_owned));
+    names.extend(compose_name(&container.labels));
+    names.dedup();
+    names
+}
+
+/// `project/service`, as compose labels the containers it makes.
+pub fn compose_name(labels: &BTreeMap<String, String>) -> Option<String> {
+    let label = |key: &str| labels.get(key).filter(|value| !value.is_empty());
+    Some(format!("{}/{}", label("com.docker.compose.project")?, label("com.docker.compose.service")?))
+}
