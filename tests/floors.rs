@@ -27,6 +27,7 @@ const NEIGHBOURS: &[(&str, &[&str])] = &[
     ("criu", &["proto"]),
     // Every store is some host's.
     ("containerd", &["host"]),
+    ("runtime", &["host"]),
     ("snapshotter", &["host"]),
     // What is copied keeps its holes.
     ("layout", &["sparse"]),

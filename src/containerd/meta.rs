@@ -86,6 +86,13 @@ pub struct Image {
     pub size: u64,
 }
 
+impl Image {
+    /// False if nothing is left but the layers' snapshots: then `digest` stands for nothing that ever was.
+    pub fn is_known(&self) -> bool {
+        !self.media_type.is_empty()
+    }
+}
+
 /// A snapshot's record.
 #[derive(Debug, Clone)]
 pub struct SnapshotRecord {

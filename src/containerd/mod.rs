@@ -3,6 +3,7 @@
 pub mod content;
 pub mod docker;
 pub mod identity;
+pub mod images;
 pub mod log;
 pub mod meta;
 mod schema;

@@ -19,6 +19,7 @@ use std::{
 };
 
 pub mod hints;
+pub mod masks;
 pub mod pack;
 pub mod plan;
 pub mod swrk;
@@ -214,6 +215,7 @@ impl Dump<'_> {
             (lock.join().unwrap_or(LockMethod::Iptables), opts)
         });
         self.ask(swrk, Opts { network_lock: Some(lock.into()), ..opts? })?;
+        masks::settle(self.images)?;
         make_private(self.images)?;
         Ok(lock)
     }

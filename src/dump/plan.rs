@@ -12,7 +12,7 @@ use std::{
     thread,
 };
 
-use super::{Criu, NetworkLock, Options};
+use super::{Criu, NetworkLock, Options, masks};
 use crate::{
     criu::rpc::{ExtMount, LockMethod, Opts},
     error::{At, Error, Result},
@@ -199,12 +199,12 @@ fn cgroup_mounts(host: &Host, spec: &Spec, task: &Task) -> Result<Vec<ExtMount>>
 struct View {
     rootfs: PathBuf,
     inside: PathBuf,
-    mounts: Vec<OsString>,
+    mounts: Vec<mounts::Mount>,
 }
 
 impl View {
     fn of(host: &Host, task: &Task) -> Result<Self> {
-        let mounts = mounts::read(&host.proc_of(task.init.pid, "mountinfo"))?.into_iter().map(|m| m.at).collect();
+        let mounts = mounts::read(&host.proc_of(task.init.pid, "mountinfo"))?;
         Ok(Self { rootfs: task.rootfs.clone(), inside: host.proc_of(task.init.pid, "root"), mounts })
     }
 
@@ -214,17 +214,31 @@ impl View {
         ExtMount { key: self.mount_point(&name), val: name }
     }
 
-    /// A masked directory is a mount of its own, which CRIU dumps; a masked file is `/dev/null`.
+    /// How a runtime hides a path: runc by a mount of its own on a directory, which CRIU dumps, and by the container's
+    /// `/dev/null` on a file; crun by an empty directory and a null device that lie outside of the container.
     fn masked(&self, path: &str) -> Option<ExtMount> {
         let real = secure_join(&self.inside, path)?;
         // Nothing is opened, and no link of the container's is followed out of it: the path has none any more.
         let meta = fs::symlink_metadata(under(&self.inside, &real)).ok()?;
-        (!meta.is_dir()).then(|| ext_mount(&self.mount_point(path), "/dev/null"))
+        let at = self.mount_point(path);
+        match (self.is_foreign(&at), meta.is_dir()) {
+            (true, true) => Some(ext_mount(&at, masks::DIRECTORY)),
+            (true, false) => Some(ext_mount(&at, masks::FILE)),
+            (false, true) => None,
+            (false, false) => Some(ext_mount(&at, "/dev/null")),
+        }
+    }
+
+    /// True if what is mounted there is a part of a file system whose whole is not in the container: CRIU cannot make it.
+    fn is_foreign(&self, at: &str) -> bool {
+        let last = self.mounts.iter().rev().find(|m| m.at.as_bytes() == at.as_bytes());
+        let whole = |dev| self.mounts.iter().any(|m| m.dev == dev && m.root == "/");
+        last.is_some_and(|m| !whole(m.dev))
     }
 
     /// `name` if something is mounted there; else where the container's own links lead from it, if that is one.
     fn mount_point(&self, name: &str) -> String {
-        let is_mount = |path: &str| self.mounts.iter().any(|m| m.as_bytes() == path.as_bytes());
+        let is_mount = |path: &str| self.mounts.iter().any(|m| m.at.as_bytes() == path.as_bytes());
         if is_mount(name) {
             return name.to_owned();
         }
@@ -311,12 +325,14 @@ mod tests {
                            5 1 0:9 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw\n";
         fs::write(proc.join("self/mountinfo"), controllers).unwrap();
         let task = Task {
+            runtime: "",
             init: TaskPid { pid: 7, started: 1 },
             cgroup: "/sys/fs/cgroup/freezer/x".into(),
             cgroup_version: CgroupVersion::V1,
             runtime_bundle: temp.path().to_owned(),
             rootfs,
             external_descriptors: vec!["/dev/null".into(), "pipe:[1]".into(), "pipe:[2]".into()],
+            undumpable: None,
         };
         (temp, Host { proc, ..Host::default() }, task)
     }
@@ -362,6 +378,23 @@ mod tests {
         let spec = spec(r#"{"linux":{"maskedPaths":["/proc/kcore","/proc/acpi","/proc/absent"]}}"#);
         let found = pairs(external_mounts(&host, &spec, &task).unwrap());
         assert_eq!(found, [("/proc/kcore".to_owned(), "/dev/null".to_owned())]);
+    }
+
+    /// crun's: `/run/…/.empty-directory` and `/dev/null`, both of the host's file systems.
+    #[test]
+    fn what_hides_a_path_and_lies_outside_is_named_to_be_made_again() {
+        let (_temp, host, task) = scene();
+        let mut info = fs::read_to_string(host.proc_of(7, "mountinfo")).unwrap();
+        info += "6 1 0:48 /run/.empty-directory /proc/acpi ro - tmpfs tmpfs rw\n\
+                 7 1 0:45 /null /proc/kcore ro - tmpfs tmpfs rw\n";
+        fs::write(host.proc_of(7, "mountinfo"), &info).unwrap();
+        let spec = spec(r#"{"linux":{"maskedPaths":["/proc/kcore","/proc/acpi","/proc/absent"]}}"#);
+        let found = pairs(external_mounts(&host, &spec, &task).unwrap());
+        assert_eq!(found, [("/proc/kcore".into(), masks::FILE.into()), ("/proc/acpi".into(), masks::DIRECTORY.into())]);
+        // With the container's own /dev there, the file is runc's way.
+        fs::write(host.proc_of(7, "mountinfo"), info + "8 1 0:45 / /dev rw - tmpfs tmpfs rw\n").unwrap();
+        let found = pairs(external_mounts(&host, &spec, &task).unwrap());
+        assert_eq!(found[0].1, "/dev/null");
     }
 
     #[test]

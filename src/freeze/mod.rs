@@ -390,12 +390,14 @@ mod tests {
             fs::write(cgroup.join("freezer.state"), state).unwrap();
             fs::write(cgroup.join("cgroup.procs"), format!("{pid}\n")).unwrap();
             let task = Task {
+                runtime: "",
                 init: process(&host, pid).unwrap().unwrap(),
                 cgroup,
                 cgroup_version: CgroupVersion::V1,
                 runtime_bundle: PathBuf::new(),
                 rootfs: PathBuf::new(),
                 external_descriptors: Vec::new(),
+                undumpable: None,
             };
             let who = ContainerRef { namespace: "default".parse().unwrap(), id: "web".parse().unwrap() };
             Self { temp, host, who, task, child }

@@ -15,6 +15,7 @@ use crate::{
 
 pub mod config;
 pub mod database;
+pub mod document;
 mod glob;
 mod inside;
 pub mod mounts;

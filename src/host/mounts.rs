@@ -31,6 +31,8 @@ pub struct Mount {
     pub fs: OsString,
     /// What it was mounted from: a device, a dataset, a file, or any word.
     pub source: OsString,
+    /// The file system's own options, as it wrote them (overlay: `lowerdir=…,upperdir=…`).
+    pub options: OsString,
 }
 
 /// All that is mounted, in the kernel's order: as they were mounted, first to last. A line that cannot be understood is
@@ -51,7 +53,8 @@ fn line(line: &[u8]) -> Option<Mount> {
     let (root, at) = (text(next()?), text(next()?));
     let mut rest = fields.skip_while(|f| *f != b"-").skip(1);
     let (fs, source) = (text(rest.next()?), text(rest.next().unwrap_or_default()));
-    Some(Mount { id, parent, dev, root, at, fs, source })
+    let options = text(rest.next().unwrap_or_default());
+    Some(Mount { id, parent, dev, root, at, fs, source, options })
 }
 
 fn number<T: std::str::FromStr>(field: &[u8]) -> Option<T> {
@@ -96,8 +99,9 @@ mod tests {
                      37 36 0:52 / /x rw - tmpfs tmpfs rw\nnonsense\n38 36 0:52\n";
         let mounts = parse(info);
         assert_eq!(mounts.len(), 2);
-        let (root, at) = ("/mnt1".into(), "/mnt/a b".into());
-        let first = Mount { id: 36, parent: 35, dev: (98, 0), root, at, fs: "ext3".into(), source: "/dev/root".into() };
+        let (root, at, fs) = ("/mnt1".into(), "/mnt/a b".into(), "ext3".into());
+        let (source, options) = ("/dev/root".into(), "rw".into());
+        let first = Mount { id: 36, parent: 35, dev: (98, 0), root, at, fs, source, options };
         assert_eq!((&mounts[0], mounts[1].fs.as_bytes()), (&first, &b"tmpfs"[..]));
     }
 

@@ -13,7 +13,7 @@ use crate::{
     interrupt,
     layout::{Blob, Staging},
     oci::{
-        image::{Config, Descriptor, Index, Manifest, Platform},
+        image::{Config, Descriptor, Index, Manifest, Platform, chain_of},
         names,
     },
     rw::Layer,
@@ -68,7 +68,11 @@ pub struct Sources<'a> {
 pub fn export(content: &Content, image: &Image, staging: &Staging, carry: bool, sources: &Sources<'_>) -> Result<Base> {
     let target = Descriptor::new(&image.media_type, image.digest, image.size);
     let mut export = Export { content, staging, carry, missing: Vec::new(), local: None, lacking: Vec::new() };
-    export.descend(&target, 0)?;
+    if image.is_known() {
+        export.descend(&target, 0)?;
+    } else {
+        export.missing.push("anything that tells which image it was".into());
+    }
     if export.local.is_none() && export.missing.is_empty() {
         export.missing.push(format!("{} has no manifest for this machine's platform", image.name));
     }
@@ -253,12 +257,6 @@ fn with_layer(mut config: Value, diff_id: Digest) -> Result<Vec<u8>> {
 fn is_ours(e: &Error) -> bool {
     let writes = ["write", "write into", "compress", "sync a blob in", "rename a blob to"];
     matches!(e, Error::Interrupted) || matches!(e, Error::Io { verb, .. } if writes.contains(verb))
-}
-
-/// The chain id of layers with these diff ids (OCI image spec, `config.md`, "Layer ChainID").
-fn chain_of(diff_ids: &[Digest]) -> Option<Digest> {
-    let (first, more) = diff_ids.split_first()?;
-    Some(more.iter().fold(*first, |chain, id| Digest::of(format!("{chain} {id}").as_bytes())))
 }
 
 impl Base {

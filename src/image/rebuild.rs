@@ -116,7 +116,14 @@ impl Recreated {
 
     /// The checkpoint's entry says of what its base image was made.
     pub fn annotate(&self, entry: Descriptor) -> Descriptor {
-        entry.with(names::IMAGE_ORIGINAL, self.original.digest.to_string()).with(names::IMAGE_RECREATED, self.quality())
+        let entry = entry.with(names::IMAGE_RECREATED, self.quality());
+        let original = self.original.digest.to_string();
+        if self.knows_original() { entry.with(names::IMAGE_ORIGINAL, original) } else { entry }
+    }
+
+    /// False if no record tells which image it was; then its digest stands for nothing.
+    fn knows_original(&self) -> bool {
+        !self.original.media_type.is_empty()
     }
 }
 
@@ -249,10 +256,10 @@ fn finish(
     let described = Descriptor::new(names::CONFIG, digest, size);
     let layers: Vec<_> =
         layers.into_iter().map(|l| Descriptor { media_type: oci_type(&l.media_type).to_owned(), ..l }).collect();
-    let mut annotations = json!({
-        names::IMAGE_ORIGINAL: image.target.digest.to_string(),
-        names::IMAGE_RECREATED: recreated.quality(),
-    });
+    let mut annotations = json!({ names::IMAGE_RECREATED: recreated.quality() });
+    if recreated.knows_original() {
+        annotations[names::IMAGE_ORIGINAL] = image.target.digest.to_string().into();
+    }
     if recreated.lacks_config {
         annotations[names::CONFIG_RECREATED] = "empty".into();
     }

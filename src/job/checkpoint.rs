@@ -26,8 +26,8 @@ use crate::{
     interrupt,
     layout::{Layout, Staging},
     oci::{account::Account, names},
-    proto::CheckpointOptions,
-    runtime::{CgroupVersion, Task},
+    proto::{self, CheckpointOptions},
+    runtime::{self, CgroupVersion, Task},
     rw::{self, Compression, Layer},
     tree::{Summary, Why},
 };
@@ -178,6 +178,7 @@ pub fn checkpoint(
 
     progress(Stage::Seal);
     let memory = run.memory(&target, images.is_some());
+    let target = run.restorable(target, images.is_some());
     let parts = run.seal(target, base, images, files, mounts, &staging, &reference)?;
     let bundle = bundle::write(layout, &staging, &parts, bundle::containerd::write)?;
     staging.close()?;
@@ -228,9 +229,11 @@ impl Run<'_> {
                 hint: "without --task always its files are written all the same".into(),
             }),
             (_, true) => {
-                let ready = match &target.spec {
-                    Some(_) => dump::prepare(&self.store.host),
-                    None => Err(Error::malformed(target.container.name.to_string(), "its spec cannot be read")),
+                let undumpable = target.task.live().and_then(|task| task.undumpable.clone());
+                let ready = match (&target.spec, undumpable) {
+                    (_, Some(why)) => Err(Error::Unsupported { what: why, hint: String::new() }),
+                    (Some(_), _) => dump::prepare(&self.store.host),
+                    (None, _) => Err(Error::malformed(target.container.name.to_string(), "its spec cannot be read")),
                 };
                 self.or_finding(ready)
             }
@@ -259,7 +262,7 @@ impl Run<'_> {
     fn base(&mut self, target: &Target, layout: &Layout, staging: &Staging) -> Result<Option<Base>> {
         let Some(image) = &target.image else { return Ok(None) };
         let known = layout.index()?.manifests.into_iter().find(|entry| entry.name() == Some(&image.name));
-        let sources = Sources { known, snapshots: &|chain| layers::committed(self.store, &target.container, chain) };
+        let sources = Sources { known, snapshots: &|chain| layers::of(self.store, target, chain) };
         let base = image::export(&Content::of(&self.store.host), image, staging, self.options.image, &sources)?;
         if base.carried {
             refuse_other_image(&base, layout)?;
@@ -362,6 +365,28 @@ impl Run<'_> {
             }
             (false, _) => After::Resume,
         }
+    }
+
+    /// A restore starts the shim and the program that the record names; with one that cannot restore, nothing would come back.
+    fn restorable(&mut self, mut target: Target, dumped: bool) -> Target {
+        let Some(runtime) = target.task.live().map(|task| task.runtime).filter(|_| dumped) else { return target };
+        let container = &mut target.container;
+        if runtime::needs_runc_to_restore(runtime)
+            && let Some(options) = proto::without_binary(&container.runtime_options)
+        {
+            container.runtime_options = options;
+            self.notes.push(format!(
+                "it ran under {runtime}, which cannot restore as containerd asks it to: the bundle's runtime options name no \
+                 program, so that runc restores it"
+            ));
+        }
+        if let Some(shim) = runtime::successor(&container.runtime) {
+            let former = std::mem::replace(&mut container.runtime, shim.into());
+            // Options of another type than the new shim's.
+            container.runtime_options.clear();
+            self.notes.push(format!("it ran under the shim {former}, which is no more: the bundle names {shim}"));
+        }
+        target
     }
 
     fn memory(&self, target: &Target, dumped: bool) -> &'static str {

@@ -1,6 +1,6 @@
 //! The committed snapshots of an image's layers: what is left of layers whose blobs are gone.
 
-use super::store::Store;
+use super::{locate::Target, store::Store};
 use crate::{
     containerd::meta::Container,
     digest::Digest,
@@ -13,9 +13,24 @@ use crate::{
 /// No image has more layers; a longer chain of records is a loop.
 const MAX_LAYERS: usize = 4096;
 
+/// The layers of the image with this chain id, or, where no record leads to them, those that the container's files lie on.
+pub fn of(store: &Store, target: &Target, chain: Option<Digest>) -> Result<Vec<Committed>> {
+    committed(store, &target.container, chain).or_else(|e| below(target.rw.as_ref()).ok_or(e))
+}
+
+/// The lowerdirs, bottom first, each with those below it.
+fn below(rw: Option<&RwLayer>) -> Option<Vec<Committed>> {
+    let Some(RwLayer::Overlay { lowers, driver, .. }) = rw else { return None };
+    let layer = |at: usize| match (lowers[at].clone(), lowers[at + 1..].to_vec()) {
+        (dir, below) if below.is_empty() => RwLayer::Tree { dir },
+        (upper, lowers) => RwLayer::Overlay { upper, lowers, ids: None, driver: *driver },
+    };
+    Some((0..lowers.len()).rev().map(|at| Committed { chain: None, tree: layer(at) }).collect())
+}
+
 /// The layers of the image with this chain id, bottom first, in whatever snapshotter that can be read has them. If none has,
 /// or the chain id is not known, those that the container itself stands on.
-pub fn committed(store: &Store, container: &Container, chain: Option<Digest>) -> Result<Vec<Committed>> {
+fn committed(store: &Store, container: &Container, chain: Option<Digest>) -> Result<Vec<Committed>> {
     let namespace = &container.name.namespace;
     let own = container.snapshotter.as_str();
     // Overlay's first: only there each layer lies by itself.

@@ -1,14 +1,11 @@
 //! `ls`: the containers in the stores, and how their tasks are.
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    ffi::{OsStr, OsString},
-};
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
 use super::{
-    locate::{self, TaskState},
+    locate::{self, TaskState, Traces},
     select::Filter,
     store::Store,
     who::{self, Identity},
@@ -17,12 +14,10 @@ use crate::{
     containerd::{
         identity::{self, Kind, Pod},
         meta::{Container, Origin},
-        task,
     },
     error::{Error, Result},
     freeze,
     host::Host,
-    id::Namespace,
 };
 
 /// How a container's task is.
@@ -75,7 +70,7 @@ pub struct Row {
 pub fn list(store: &Store, filter: &Filter) -> Result<(Vec<Row>, Vec<Error>)> {
     let (mut rows, mut errors) = (Vec::new(), store.damage());
     let sandboxes = sandboxes(store, filter)?;
-    let mut tasks: Option<(Namespace, Option<HashSet<OsString>>)> = None;
+    let mut traces: Option<Traces> = None;
     store.for_each_container(|record| match record {
         Ok(record) if filter.namespace.as_ref().is_none_or(|ns| *ns == record.name.namespace) => {
             let who = who::is(store, &record).unwrap_or_else(|e| {
@@ -84,15 +79,12 @@ pub fn list(store: &Store, filter: &Filter) -> Result<(Vec<Row>, Vec<Error>)> {
             });
             let sandbox = who.pod.as_ref().and_then(|pod| sandboxes.get(pod.sandbox.as_ref()?));
             if filter.admits(&who, sandbox) {
-                // One look at a namespace's directory, not one for each of a hundred thousand containers.
-                if tasks.as_ref().is_none_or(|(namespace, _)| *namespace != record.name.namespace) {
-                    tasks = Some((record.name.namespace.clone(), task::names(&store.host, &record.name.namespace)));
+                if traces.as_ref().is_none_or(|traces| traces.namespace != record.name.namespace) {
+                    traces = Some(Traces::of(&store.host, &record.name.namespace));
                 }
-                let names = tasks.as_ref().and_then(|(_, names)| names.as_ref());
-                let (row, error) = match names.is_some_and(|names| !names.contains(OsStr::new(record.name.id.as_str())))
-                {
-                    true => (row_of(&store.host, record, who, (Status::None, None)), None),
-                    false => row(&store.host, record, who),
+                let (row, error) = match traces.as_ref().is_none_or(|traces| traces.may_have(&record)) {
+                    false => (row_of(&store.host, record, who, (Status::None, None)), None),
+                    true => row(&store.host, record, who),
                 };
                 rows.push(row);
                 errors.extend(error);

@@ -1,8 +1,12 @@
 //! From a container's record to all its places. Only reads.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashSet,
+    ffi::{OsStr, OsString},
+    path::{Path, PathBuf},
+};
 
-use super::store::Store;
+use super::{ruins, store::Store};
 use crate::{
     containerd::{
         docker::Manifest,
@@ -10,12 +14,12 @@ use crate::{
         meta::{Container, Image, SnapshotRecord},
         task::{self, TaskRecord},
     },
-    error::{At, Error, Result},
+    error::{Error, Result},
     host::Host,
-    id::{ContainerRef, SnapshotKey},
+    id::{ContainerRef, Namespace, SnapshotKey},
     oci::runtime::Spec,
     proto::{self, Any, RuncOptions},
-    runtime::{self, Task},
+    runtime::{self, Task, process},
     snapshotter::{self, RwLayer},
 };
 
@@ -74,11 +78,11 @@ pub fn locate(store: &Store, container: Container) -> Result<Target> {
     Ok(Target { spec, image, rw, parent, task, log, findings, container })
 }
 
-/// What a damaged database makes uncertain.
+/// What a damaged or missing database makes uncertain.
 fn doubts(store: &Store, container: &Container) -> Vec<String> {
     let used = |e: &Error| format!("{}: what could be read of it is used", with_causes(e));
     let own = container.origin.doubt().map(|doubt| format!("the record of {} is {doubt}", container.name));
-    store.damage().iter().map(used).chain(own).collect()
+    store.damage().iter().map(used).chain(own).chain(store.unknown(container)).collect()
 }
 
 fn note<T>(findings: &mut Vec<String>, consequence: &str, found: Result<T>) -> Option<T> {
@@ -133,8 +137,19 @@ pub struct Files {
     pub findings: Vec<String>,
 }
 
-/// Where its files are.
+/// Where its files are: by the records, else by what is mounted, which is said.
 pub fn files(store: &Store, container: &Container) -> Result<Files> {
+    if let Some(rw) = store.remaining_files(&container.name) {
+        return Ok(Files { rw, parent: None, findings: Vec::new() });
+    }
+    recorded_files(store, container).or_else(|e| {
+        let mounted = ruins::mounted(&store.host, &container.name).ok_or(e)?;
+        let findings = vec!["its files are found by what is mounted".into()];
+        Ok(Files { rw: mounted.rw, parent: None, findings })
+    })
+}
+
+fn recorded_files(store: &Store, container: &Container) -> Result<Files> {
     let Container { name, snapshotter, snapshot_key, .. } = container;
     if snapshot_key.0.is_empty()
         && let Some(docker) = store.docker(container)?
@@ -192,29 +207,107 @@ fn log(store: &Store, container: &Container) -> Result<Option<String>> {
 
 /// What became of the container's task, by pid and start time; and what was damaged on the way, but not needed.
 pub fn task(host: &Host, container: &Container) -> Result<(TaskState, Option<Error>)> {
-    let Some(mut record) = task::read(host, &container.name)? else { return Ok((TaskState::None, None)) };
+    let Some(mut record) = task::read(host, &container.name)? else { return Ok(without_directory(host, container)) };
     let damage = record.damage.take();
-    let state = if host.sysroot.is_some() { TaskState::Ended } else { state(host, container, &record)? };
-    Ok((state, damage))
+    if host.sysroot.is_some() {
+        return Ok((TaskState::Ended, damage));
+    }
+    let (state, lacking) = state(host, container, &record)?;
+    Ok((state, lacking.or(damage)))
 }
 
-fn state(host: &Host, container: &Container, record: &TaskRecord) -> Result<TaskState> {
+/// Without a state directory there is no task; unless somebody removed the directory from under a container that lives.
+fn without_directory(host: &Host, container: &Container) -> (TaskState, Option<Error>) {
+    let name = &container.name;
+    let root = recorded_root(container).map_or_else(|| usual_root(host, name), |root| outside(host, root));
+    let is_ours = |task: &Task| {
+        let dirs =
+            task::PLUGINS.map(|plugin| host.state.join(plugin).join(name.namespace.as_str()).join(name.id.as_str()));
+        dirs.contains(&task.runtime_bundle) && host.is_alive(task.init).unwrap_or(false)
+    };
+    match runtime::read(host, &root, name) {
+        Ok(Some(task)) if host.sysroot.is_none() && is_ours(&task) => {
+            let gone = Error::malformed(&task.runtime_bundle, "the task's directory is gone, and the task lives");
+            (TaskState::Live(task), Some(gone))
+        }
+        _ => (TaskState::None, None),
+    }
+}
+
+fn state(host: &Host, container: &Container, record: &TaskRecord) -> Result<(TaskState, Option<Error>)> {
     let root = record.runtime_root.clone().or_else(|| recorded_root(container));
     let root = root.map_or_else(|| usual_root(host, &container.name), |root| outside(host, root));
-    Ok(match runtime::read(&root, &container.name) {
-        Ok(Some(task)) if is_of(host, &task, record) && host.is_alive(task.init)? => TaskState::Live(task),
-        Ok(None) if lives_unknown(host, container, record)? => return Err(unknown_runtime(container, record, &root)),
-        Ok(_) => TaskState::Ended,
+    let bundle = &record.runtime_bundle;
+    let lacking = match runtime::read(host, &root, &container.name) {
+        Ok(Some(task)) if !is_of(host, &task, record) => return Ok((TaskState::Ended, None)),
+        Ok(Some(task)) if host.is_alive(task.init)? => return Ok((TaskState::Live(task), None)),
+        // Both records name the process, and it is gone.
+        Ok(Some(task)) if record.init_pid == Some(task.init.pid) => return Ok((TaskState::Ended, None)),
+        Ok(Some(_)) => Error::malformed(&root, "the runtime's state names a process that is gone, and another lives"),
+        Ok(None) => unknown_runtime(record, &root),
         // The runtime's directory is root's, also where this store is a copy that anybody may read.
-        Err(e) if e.is_permission() && !may_live(host, record)? => TaskState::Ended,
-        Err(e) => return Err(e),
-    })
+        Err(e) if e.is_permission() && !may_live(host, record)? => return Ok((TaskState::Ended, None)),
+        Err(e) if e.is_permission() => return Err(e),
+        Err(e) => e,
+    };
+    // No record that can be used does not make a running container a stopped one.
+    let of = |pid| process::read(host, &container.name, pid, bundle);
+    let named = record.init_pid.filter(|&pid| pid > 0).map_or(Ok(None), of)?;
+    let task = match named {
+        Some(task) => Some(task),
+        None => process::search(host, &container.name, bundle).map_or(Ok(None), of)?,
+    };
+    Ok(task.map_or((TaskState::Ended, None), |task| (TaskState::Live(task), Some(lacking))))
 }
 
 /// Where the runtime keeps its state if nothing on record says so: the first of the usual places that has some of it.
 fn usual_root(host: &Host, who: &ContainerRef) -> PathBuf {
     let has = |root: &&PathBuf| root.join(who.namespace.as_str()).join(who.id.as_str()).is_dir();
     host.runtime_roots.iter().find(has).unwrap_or(&host.runc_root).clone()
+}
+
+/// Which containers of one namespace have left any trace of a task, told by a few looks at directories, not by one for each
+/// of a hundred thousand containers.
+pub struct Traces {
+    /// Whose.
+    pub namespace: Namespace,
+    /// Their ids; `None` if that cannot be told, so that each must be asked for.
+    ids: Option<HashSet<OsString>>,
+}
+
+impl Traces {
+    /// Looks at the state directory and at the usual places of runtimes.
+    pub fn of(host: &Host, namespace: &Namespace) -> Self {
+        let roots = host.runtime_roots.iter().chain([&host.runc_root]).map(|root| root.join(namespace.as_str()));
+        let ids = task::directories(host, namespace)
+            .and_then(|dirs| names_in(dirs.into_iter().chain(roots.filter(|_| host.sysroot.is_none()))));
+        Self { namespace: namespace.clone(), ids }
+    }
+
+    /// False if `container` surely has no task. A runtime's directory of its own was not looked at.
+    pub fn may_have(&self, container: &Container) -> bool {
+        let id = OsStr::new(container.name.id.as_str());
+        self.ids.as_ref().is_none_or(|ids| ids.contains(id)) || recorded_root(container).is_some()
+    }
+}
+
+/// The names in these directories, as far as they are there; `None` if one cannot be read.
+fn names_in(dirs: impl Iterator<Item = PathBuf>) -> Option<HashSet<OsString>> {
+    let mut names = HashSet::new();
+    for dir in dirs {
+        match std::fs::read_dir(dir) {
+            Ok(entries) => {
+                for entry in entries {
+                    names.insert(entry.ok()?.file_name());
+                }
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            // A runtime's directory is root's; who may not read it is not told of live tasks either.
+            Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {}
+            Err(_) => return None,
+        }
+    }
+    Some(names)
 }
 
 /// A path below the state directory as the host sees it: a rootless containerd sees that directory at the usual place.
@@ -231,29 +324,11 @@ fn is_of(host: &Host, task: &Task, record: &TaskRecord) -> bool {
     bundle == record.runtime_bundle || same(&bundle).is_some_and(|bundle| same(&record.runtime_bundle) == Some(bundle))
 }
 
-/// True if the first process lives although no runtime says so: its cgroup carries the container's id. A pid used again
-/// by another process does not.
-fn lives_unknown(host: &Host, container: &Container, record: &TaskRecord) -> Result<bool> {
-    let Some(pid) = record.init_pid.filter(|_| may_live(host, record).unwrap_or(true)) else { return Ok(false) };
-    let path = host.proc_of(pid, "cgroup");
-    match std::fs::read(&path) {
-        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).contains(container.name.id.as_str())),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound || e.raw_os_error() == Some(nix::libc::ESRCH) => Ok(false),
-        Err(e) => Err(e).at("read", path),
-    }
-}
-
-/// Its files could be copied while it writes them, and that would be of no one moment: so nothing is taken.
-fn unknown_runtime(container: &Container, record: &TaskRecord, root: &Path) -> Error {
-    let pid = record.init_pid.unwrap_or_default();
+fn unknown_runtime(record: &TaskRecord, root: &Path) -> Error {
     let runtime = record.runtime_binary.as_deref().unwrap_or("its runtime");
     Error::Unsupported {
-        what: format!(
-            "the task of {} lives (process {pid}), but {runtime} left no state of runc's in {}, so it cannot be frozen",
-            container.name,
-            root.display()
-        ),
-        hint: "stop the container first; then its files come home".into(),
+        what: format!("{runtime} left no state that is known in {}", root.display()),
+        hint: String::new(),
     }
 }
 

@@ -6,6 +6,7 @@ pub mod inspect;
 pub mod layers;
 pub mod list;
 pub mod locate;
+pub mod ruins;
 pub mod select;
 pub mod store;
 pub mod thaw;

@@ -1,56 +1,120 @@
 //! One containerd's store, opened: what is on record of its containers, images and snapshots.
+//!
+//! The records are meta.db's. Where there is none that can be read, and for containers that live and are missing in it, they
+//! are put together from what else is left ([`ruins`](super::ruins)).
 
+use std::sync::OnceLock;
+
+use super::{
+    locate::with_causes,
+    ruins::{Reach, Ruins, may_be_left},
+};
 use crate::{
     containerd::{
         docker::{self, Docker},
-        meta::{Container, Image, MetaDb, SnapshotRecord},
+        meta::{Container, Image, MetaDb, Origin, SnapshotRecord},
     },
     error::{Error, Result},
     host::Host,
     id::{ContainerRef, Namespace, SnapshotKey},
-    snapshotter,
+    snapshotter::{self, RwLayer},
 };
 
 /// A host's directories and the records in them.
 pub struct Store {
     /// Where the directories are.
     pub host: Host,
-    meta: MetaDb,
+    /// The database, or why there is none.
+    meta: Result<MetaDb, String>,
+    ruins: OnceLock<Ruins>,
 }
 
 impl Store {
-    /// Reads the records of `host`.
+    /// Reads the records of `host`; an error if there are none, and nothing is left to put any together from.
     pub fn open(host: Host) -> Result<Self> {
-        let meta = MetaDb::read(&host)?;
-        Ok(Self { host, meta })
+        let (meta, ruins) = match MetaDb::read(&host) {
+            Ok(meta) => (Ok(meta), OnceLock::new()),
+            Err(e) if may_be_left(&host, &e) => {
+                let why = match &e {
+                    Error::NotFound { .. } => format!("there is no {}", MetaDb::path(&host).display()),
+                    e => with_causes(e),
+                };
+                let reason = format!("put together from what is left: {why}");
+                let ruins = Ruins::search(&host, &reason, Reach::All, |_| false);
+                if ruins.is_empty() {
+                    return Err(e);
+                }
+                (Err(why), ruins.into())
+            }
+            Err(e) => return Err(e),
+        };
+        Ok(Self { host, meta, ruins })
+    }
+
+    /// What is left of containers that meta.db lacks.
+    fn ruins(&self) -> &Ruins {
+        let known = |who: &ContainerRef| matches!(&self.meta, Ok(meta) if matches!(meta.container(who), Ok(Some(_))));
+        // A whole database knows what was removed; a damaged one may have lost what is still there.
+        let (reach, why) = match self.damage().is_empty() {
+            true => (Reach::Living, "it lives, and meta.db has no record of it that can be read"),
+            false => (Reach::All, "meta.db is damaged, and has no record of it that can be read"),
+        };
+        self.ruins.get_or_init(|| Ruins::search(&self.host, why, reach, known))
     }
 
     /// What is wrong with the records' database; what could be read of it, is used.
     pub fn damage(&self) -> Vec<Error> {
-        self.meta.damage()
+        self.meta.as_ref().map(MetaDb::damage).unwrap_or_default()
     }
 
     /// Calls `each` with every removed container whose record is still found.
     pub fn for_each_deleted(&self, each: impl FnMut(Container)) -> Result<()> {
-        self.meta.for_each_deleted(each)
+        self.meta.as_ref().map_or(Ok(()), |meta| meta.for_each_deleted(each))
     }
 
     /// Calls `each` with every container record, in order of namespace and id; a record that cannot be read
-    /// comes as an error and hides no other.
+    /// comes as an error and hides no other. Records that were put together come last.
     pub fn for_each_container(&self, mut each: impl FnMut(Result<Container>)) -> Result<()> {
-        self.meta.for_each_container(|record| match record {
+        let mut whole = |record: Result<Container>| match record {
             Ok(record) if docker::is_dockers(&record) => {
                 let (record, error) = self.completed(record);
                 each(Ok(record));
                 error.into_iter().for_each(|e| each(Err(e)));
             }
             record => each(record),
-        })
+        };
+        match &self.meta {
+            Ok(meta) => match meta.for_each_container(&mut whole) {
+                Err(e) if !self.ruins().is_empty() => whole(Err(e)),
+                listed => listed?,
+            },
+            Err(why) => whole(Err(Error::Unsupported {
+                what: format!("the records are put together from what is left: {why}"),
+                hint: String::new(),
+            })),
+        }
+        self.ruins().all().for_each(|found| whole(Ok(found.container.clone())));
+        Ok(())
     }
 
     /// One container's record.
     pub fn container(&self, who: &ContainerRef) -> Result<Option<Container>> {
-        Ok(self.meta.container(who)?.map(|record| self.completed(record).0))
+        let found = self.meta.as_ref().map_or(Ok(None), |meta| meta.container(who));
+        if let Ok(Some(container)) = found {
+            return Ok(Some(self.completed(container).0));
+        }
+        self.ruins().of(who).map_or(found, |found| Ok(Some(self.completed(found.container.clone()).0)))
+    }
+
+    /// What is not known of a container, each with its consequence; nothing for one that meta.db has.
+    pub fn unknown(&self, container: &Container) -> Vec<String> {
+        let found = matches!(container.origin, Origin::Salvaged(_)).then(|| self.ruins().of(&container.name)).flatten();
+        found.map(|found| found.unknown.clone()).unwrap_or_default()
+    }
+
+    /// Where a container's files are, if no record and no mount leads there.
+    pub fn remaining_files(&self, who: &ContainerRef) -> Option<RwLayer> {
+        self.ruins().of(who)?.rw.clone()
     }
 
     /// What dockerd knows of a container that it made.
@@ -83,16 +147,24 @@ impl Store {
 
     /// What a client has added to a container's record under `name`: a protobuf Any, verbatim.
     pub fn extension(&self, who: &ContainerRef, name: &str) -> Result<Option<Vec<u8>>> {
-        self.meta.extension(who, name)
+        self.meta.as_ref().map_or(Ok(None), |meta| meta.extension(who, name))
     }
 
     /// The record of the image called exactly `name`.
     pub fn image(&self, namespace: &Namespace, name: &str) -> Result<Option<Image>> {
-        self.meta.image(namespace, name)
+        let found = self.meta.as_ref().map_or(Ok(None), |meta| meta.image(namespace, name));
+        if let Ok(Some(image)) = found {
+            return Ok(Some(image));
+        }
+        self.ruins().image(namespace, name).map_or(found, |image| Ok(Some(image.clone())))
     }
 
     /// The record of a snapshot.
     pub fn snapshot(&self, ns: &Namespace, snapshotter: &str, key: &SnapshotKey) -> Result<Option<SnapshotRecord>> {
-        self.meta.snapshot(ns, snapshotter, key)
+        let found = self.meta.as_ref().map_or(Ok(None), |meta| meta.snapshot(ns, snapshotter, key));
+        if let Ok(Some(record)) = found {
+            return Ok(Some(record));
+        }
+        self.ruins().snapshot(ns, snapshotter, key).map_or(found, |record| Ok(Some(record)))
     }
 }

@@ -95,6 +95,12 @@ pub struct Rootfs {
     pub diff_ids: Vec<Digest>,
 }
 
+/// The chain id of layers with these diff ids (OCI image spec, `config.md`, "Layer ChainID").
+pub fn chain_of(diff_ids: &[Digest]) -> Option<Digest> {
+    let (first, more) = diff_ids.split_first()?;
+    Some(more.iter().fold(*first, |chain, id| Digest::of(format!("{chain} {id}").as_bytes())))
+}
+
 impl Descriptor {
     /// A plain descriptor.
     pub fn new(media_type: &str, digest: Digest, size: u64) -> Self {

@@ -4,10 +4,15 @@ use std::path::{Path, PathBuf};
 
 use crate::{
     error::Result,
+    host::Host,
     id::{ContainerRef, TaskPid},
 };
 
+pub mod cgroup;
+pub mod crun;
+pub mod process;
 pub mod runc;
+pub mod youki;
 
 /// Which cgroup interface holds the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -22,6 +27,8 @@ pub enum CgroupVersion {
 /// A container's process tree as the runtime recorded it. It may have ended since: see [`crate::host::Host::is_alive`].
 #[derive(Debug, Clone)]
 pub struct Task {
+    /// Whose record told of it: a name in [`TABLE`]; empty: nobody's, see [`process`].
+    pub runtime: &'static str,
     /// The container's first process.
     pub init: TaskPid,
     /// The directory whose freezer holds the whole container (v1: in the freezer hierarchy).
@@ -34,20 +41,34 @@ pub struct Task {
     pub rootfs: PathBuf,
     /// What descriptors 0, 1, 2 pointed to at the start (`pipe:[123]`); becomes `descriptors.json`.
     pub external_descriptors: Vec<String>,
+    /// Why its memory cannot be dumped as a container's, although it can be held still; `None` for ordinary processes.
+    pub undumpable: Option<String>,
 }
 
 /// Reads what one runtime left of a container below its state directory.
-type Read = fn(&Path, &ContainerRef) -> Result<Option<Task>>;
+type Read = fn(&Host, &Path, &ContainerRef) -> Result<Option<Task>>;
 
 /// The runtimes whose state we can read. Each is told by the file it writes, since the program that containerd
 /// was told to start may be a wrapper of any name.
-pub const TABLE: &[(&str, Read)] = &[("runc", runc::read)];
+pub const TABLE: &[(&str, Read)] = &[("runc", runc::read), ("crun", crun::read), ("youki", youki::read)];
+
+/// True of a runtime that cannot restore under containerd's shim, which calls `restore -no-subreaper` (go-runc): crun ends
+/// with a usage error (1.28, seen), youki has no such command. What they ran, runc restores.
+pub fn needs_runc_to_restore(runtime: &str) -> bool {
+    matches!(runtime, "crun" | "youki")
+}
+
+/// What has taken the place of a shim that newer containerds lack, and that could not restore by `ctr` while it was there
+/// (1.6: "invalid task checkpoint option for io.containerd.runtime.v1.linux").
+pub fn successor(shim: &str) -> Option<&'static str> {
+    (shim == "io.containerd.runtime.v1.linux").then_some("io.containerd.runc.v2")
+}
 
 /// The task that some runtime recorded below `root`; `None` when none did.
-pub fn read(root: &Path, who: &ContainerRef) -> Result<Option<Task>> {
-    for (_, read) in TABLE {
-        if let Some(task) = read(root, who)? {
-            return Ok(Some(task));
+pub fn read(host: &Host, root: &Path, who: &ContainerRef) -> Result<Option<Task>> {
+    for (runtime, read) in TABLE {
+        if let Some(task) = read(host, root, who)? {
+            return Ok(Some(Task { runtime, ..task }));
         }
     }
     Ok(None)

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -10,7 +9,8 @@ use serde::Deserialize;
 
 use super::{CgroupVersion, Task};
 use crate::{
-    error::{At, Error, Result},
+    error::{Error, Result},
+    host::{Host, document},
     id::{ContainerRef, TaskPid},
 };
 
@@ -33,16 +33,27 @@ struct Config {
     labels: Option<Vec<String>>,
 }
 
+/// What runc's never has, and youki's file of the same name always does.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Foreign {
+    #[serde(rename = "ociVersion")]
+    _oci_version: String,
+    #[serde(rename = "bundle")]
+    _bundle: PathBuf,
+}
+
 /// The task that runc recorded in its state directory `root`; `None` when it recorded none.
-pub fn read(root: &Path, who: &ContainerRef) -> Result<Option<Task>> {
-    let path = root.join(who.namespace.as_str()).join(who.id.as_str()).join("state.json");
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e).at("read", path),
+pub fn read(_: &Host, root: &Path, who: &ContainerRef) -> Result<Option<Task>> {
+    let names = [who.namespace.as_str(), who.id.as_str(), "state.json"];
+    let Some(bytes) = document::read(root, &names)? else { return Ok(None) };
+    let path = || names.iter().fold(root.to_owned(), |path, name| path.join(name));
+    let state: State = match serde_json::from_slice(&bytes) {
+        Ok(state) => state,
+        Err(_) if serde_json::from_slice::<Foreign>(&bytes).is_ok() => return Ok(None),
+        Err(e) => return Err(Error::malformed(path(), e)),
     };
-    let state: State = serde_json::from_slice(&bytes).map_err(|e| Error::malformed(&path, e))?;
-    task(state).map_err(|why| Error::malformed(path, why)).map(Some)
+    task(state).map_err(|why| Error::malformed(path(), why)).map(Some)
 }
 
 fn task(state: State) -> Result<Task, &'static str> {
@@ -56,12 +67,14 @@ fn task(state: State) -> Result<Task, &'static str> {
     let labelled = state.config.labels.iter().flatten().find_map(label);
     let bundle = labelled.or_else(|| state.config.rootfs.parent().map(Path::to_owned));
     Ok(Task {
+        runtime: "",
         init: TaskPid { pid: state.init_process_pid, started: state.init_process_start },
         cgroup: cgroup.clone(),
         cgroup_version,
         runtime_bundle: bundle.ok_or("names no bundle")?,
         rootfs: state.config.rootfs,
         external_descriptors: state.external_descriptors.unwrap_or_default(),
+        undumpable: None,
     })
 }
 

@@ -166,3 +166,22 @@ fn id(record: &Bucket<'_>) -> Result<SnapshotId, Corrupt> {
     let bytes = record.value("id")?.ok_or(Corrupt { at: 0, why: "a snapshot has no id" })?;
     record::uvarint(bytes).map(SnapshotId)
 }
+
+/// Name, kind and parent's name of every snapshot; one whose record cannot be read is left out.
+pub(super) fn all(host: &Host, dir: &Path) -> Result<Vec<(String, Vec<u8>, String)>> {
+    let db = dir.join("metadata.db");
+    let bytes = database::read(host, &db)?;
+    names(&bytes).within(&db)
+}
+
+fn names(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>, String)>, Corrupt> {
+    let reading = Reading::of(bytes, &METADATA)?;
+    let db = reading.db(bytes);
+    let Some(v1) = db.root().bucket("v1")? else { return Ok(Vec::new()) };
+    let Some(all) = v1.bucket("snapshots")? else { return Ok(Vec::new()) };
+    let entry = |(name, record): (&[u8], Bucket<'_>)| {
+        let kind = record.value("kind").ok()?.unwrap_or_default().to_vec();
+        Some((std::str::from_utf8(name).ok()?.to_owned(), kind, record::text(&record, "parent").ok()?))
+    };
+    Ok(all.buckets().filter_map(|found| entry(found.ok()?)).collect())
+}

@@ -18,12 +18,14 @@ use crate::{
 
 mod blockfile;
 mod btrfs;
+pub mod census;
 mod database;
 mod devmapper;
 pub mod docker;
 mod erofs;
 mod live;
 mod mount;
+pub mod mounted;
 mod native;
 mod overlay;
 mod remote;

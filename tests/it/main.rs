@@ -30,6 +30,8 @@ mod random;
 mod readme;
 /// Images whose blobs are gone are made again from their snapshots.
 mod rebuild;
+/// No meta.db: what else is left of the containers, and hostile remains.
+mod ruins;
 /// Layers and bind mounts: what is written restores to what was there.
 mod rw;
 /// Snapshotters that keep no overlay of the kernel's: what is not here is named, what was not unmounted is said.

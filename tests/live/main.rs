@@ -15,6 +15,8 @@ mod pod; // a pod, run by CRI without a kubelet
 mod random; // random changes to a file system, unpacked by containerd and umoci
 mod rebuild; // images whose layers are gone are made again from their snapshots
 mod refusal; // what stands in the way is said, and the rest comes home
+mod ruins; // without meta.db, and without more: what lives comes home and comes back
+mod runtimes; // crun, an unknown runtime, a damaged state: frozen and carried, or refused
 mod snapshotters; // containerd's other snapshotters: btrfs, blockfile, erofs
 mod tools; // other people's tools open what is written, and show the same files
 mod tree; // all that can be seen of a directory tree, and how two differ
