@@ -14,6 +14,7 @@ use crate::{
         meta::{Container, Image, SnapshotRecord},
         task::{self, TaskRecord},
     },
+    digest::Digest,
     error::{Error, Result},
     host::Host,
     id::{ContainerRef, Namespace, SnapshotKey},
@@ -66,8 +67,15 @@ impl TaskState {
 pub fn locate(store: &Store, container: Container) -> Result<Target> {
     let mut findings = doubts(store, &container);
     let spec = note(&mut findings, "the spec cannot be read, so no memory can be dumped", spec(&container));
-    let image = note(&mut findings, "the base image is not in the bundle", image(store, &container));
+    let image = image(store, &container);
     let files = note(&mut findings, "the container's files are not in the bundle", files(store, &container));
+    let image = match (image, files.as_ref().and_then(|files| below(files, &container.name))) {
+        (Err(e @ Error::NotFound { .. }), Some(chain)) if !container.image.is_empty() => {
+            findings.push(format!("{}: what the container stands on takes its place", with_causes(&e)));
+            Some(Image { name: container.image.clone(), ..store.image_of_chain(&chain) })
+        }
+        (image, _) => note(&mut findings, "the base image is not in the bundle", image),
+    };
     let (task, damage) = task(&store.host, &container)?;
     let log = note(&mut findings, "the container's log is not in the bundle", log(store, &container)).flatten();
     findings.extend(damage.map(|e| format!("{}: other records are used instead", with_causes(&e))));
@@ -76,6 +84,14 @@ pub fn locate(store: &Store, container: Container) -> Result<Target> {
         (Some(files.rw), files.parent)
     });
     Ok(Target { spec, image, rw, parent, task, log, findings, container })
+}
+
+/// The chain id of the layers that a container stands on, or, where that is not known, something that stands for it.
+fn below(files: &Files, who: &ContainerRef) -> Option<Digest> {
+    match &files.parent {
+        Some(key) => key.parse().ok(),
+        None => matches!(files.rw, RwLayer::Overlay { .. }).then(|| Digest::of(who.to_string().as_bytes())),
+    }
 }
 
 /// What a damaged or missing database makes uncertain.

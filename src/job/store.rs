@@ -12,8 +12,10 @@ use super::{
 use crate::{
     containerd::{
         docker::{self, Docker},
+        images::Images,
         meta::{Container, Image, MetaDb, Origin, SnapshotRecord},
     },
+    digest::Digest,
     error::{Error, Result},
     host::Host,
     id::{ContainerRef, Namespace, SnapshotKey},
@@ -157,6 +159,14 @@ impl Store {
             return Ok(Some(image));
         }
         self.ruins().image(namespace, name).map_or(found, |image| Ok(Some(image.clone())))
+    }
+
+    /// The image whose layers have this chain id, by what the content store has of it; its name is empty where nothing there
+    /// tells it. Where nothing is there, it is one of unknown type, to be made again from its snapshots.
+    pub fn image_of_chain(&self, chain: &Digest) -> Image {
+        let stored = Images::of(&self.host).with_chain(chain).cloned();
+        let unknown = || Image { name: String::new(), digest: *chain, media_type: String::new(), size: 0 };
+        stored.unwrap_or_else(unknown)
     }
 
     /// The record of a snapshot.

@@ -281,7 +281,11 @@ fn what_is_lacking_is_said_and_the_rest_written() {
     dewar: default/odd: run.sock: a socket cannot be stored
     dewar: default/odd: srv/.wh.file: a name beginning with .wh. would come back as a deletion; kept beside the layer as files/srv/.wh.file
     "#);
-    insta::assert_snapshot!(said("imageless"), @r#"dewar: default/imageless: image "localhost/gone:1" of namespace default not found; its record was removed since the container was made: the base image is not in the bundle"#);
+    insta::assert_snapshot!(said("imageless"), @r#"
+    dewar: default/imageless: image "localhost/gone:1" of namespace default not found; its record was removed since the container was made: what the container stands on takes its place
+    dewar: default/imageless: not in the content store: anything that tells which image it was (of localhost/gone:1); an image of its layers' snapshots takes its place, without a command and an environment (the container's spec has them)
+    dewar: default/imageless: layer 1 of localhost/gone:1: made again from the snapshot, with the same files but not byte for byte, so the image in the bundle has other digests than the original
+    "#);
     // A snapshotter that nobody knows: the databases say a name of the same length in place of `native`.
     let meta = sandbox.root().join(META_DB);
     fs::write(&meta, replaced(&fs::read(&meta).unwrap(), b"native", b"exotic")).unwrap();
