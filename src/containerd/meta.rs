@@ -224,7 +224,7 @@ impl MetaDb {
 }
 
 /// A missing or unreadable database is the first thing a user meets: say where we looked and what to try.
-fn explain(host: &Host, error: Error) -> Error {
+pub(super) fn explain(host: &Host, error: Error) -> Error {
     if error.is_missing_file() {
         return Error::NotFound {
             what: format!("a containerd store in {} (no io.containerd.metadata.v1.bolt/meta.db)", host.root.display()),

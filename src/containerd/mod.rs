@@ -7,4 +7,5 @@ pub mod images;
 pub mod log;
 pub mod meta;
 mod schema;
+pub mod survey;
 pub mod task;

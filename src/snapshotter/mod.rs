@@ -16,6 +16,7 @@ use crate::{
     idmap::IdMap,
 };
 
+pub mod all;
 mod blockfile;
 mod btrfs;
 pub mod census;
