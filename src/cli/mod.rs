@@ -15,6 +15,7 @@ use dewar::{
 
 mod checkpoint;
 mod diff;
+mod fsck;
 mod inspect;
 mod ls;
 mod progress;
@@ -68,6 +69,8 @@ enum Command {
     Verify(verify::Args),
     /// List what a container added, changed and deleted in its image
     Diff(diff::Args),
+    /// Check the stores themselves: all that is wrong, and what can still be brought home
+    Fsck(fsck::Args),
     /// Let containers run that a killed dewar left frozen
     Thaw(thaw::Args),
     /// Undoes a freeze if the process that began it dies; started by `checkpoint` itself
@@ -143,6 +146,7 @@ impl Cli {
             Command::Inspect(args) => inspect::run(&args, out),
             Command::Verify(args) => verify::run(&args, out),
             Command::Diff(args) => globals.look(|hosts, ns| diff::run(&args, hosts, ns, out)),
+            Command::Fsck(args) => globals.look(|hosts, ns| fsck::run(&args, hosts, ns, out)),
             Command::Thaw(args) => thaw::run(&args, &Host::default(), out),
             Command::Watchdog => watchdog(),
         }

@@ -7,5 +7,6 @@ pub mod images;
 pub mod log;
 pub mod meta;
 mod schema;
+pub mod shim;
 pub mod survey;
 pub mod task;

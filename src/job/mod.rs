@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod diff;
+pub mod fsck;
 pub mod inspect;
 pub mod layers;
 pub mod list;
