@@ -69,7 +69,10 @@ fn print(out: &mut dyn Write, report: &Report, named: bool) -> Result<()> {
     }
     render::print(out, &summary(report))?;
     if report.beside_daemon {
-        render::print(out, "read beside a running daemon: what it changed meanwhile may show as a finding; look again")?;
+        render::print(
+            out,
+            "read beside a running daemon: what it changed meanwhile may show as a finding; look again",
+        )?;
     }
     print_home(out, &report.home)
 }

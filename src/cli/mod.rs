@@ -22,6 +22,7 @@ mod progress;
 mod render;
 mod thaw;
 mod verify;
+mod whois;
 
 /// Checkpoints containerd containers offline: from the stores on disk into an OCI image layout.
 #[derive(Parser)]
@@ -71,6 +72,8 @@ enum Command {
     Diff(diff::Args),
     /// Check the stores themselves: all that is wrong, and what can still be brought home
     Fsck(fsck::Args),
+    /// Say whose a pid, path, snapshot, digest or container is
+    Whois(whois::Args),
     /// Let containers run that a killed dewar left frozen
     Thaw(thaw::Args),
     /// Undoes a freeze if the process that began it dies; started by `checkpoint` itself
@@ -147,6 +150,7 @@ impl Cli {
             Command::Verify(args) => verify::run(&args, out),
             Command::Diff(args) => globals.look(|hosts, ns| diff::run(&args, hosts, ns, out)),
             Command::Fsck(args) => globals.look(|hosts, ns| fsck::run(&args, hosts, ns, out)),
+            Command::Whois(args) => globals.look(|hosts, ns| whois::run(&args, hosts, ns, out)),
             Command::Thaw(args) => thaw::run(&args, &Host::default(), out),
             Command::Watchdog => watchdog(),
         }

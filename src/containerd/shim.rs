@@ -76,7 +76,8 @@ mod tests {
         assert_eq!(socket(temp.path()), None);
         fs::write(temp.path().join("address"), "unix:///run/containerd/s/aa\n").unwrap();
         assert_eq!(socket(temp.path()), Some("/run/containerd/s/aa".into()));
-        fs::write(temp.path().join("bootstrap.json"), r#"{"version":3,"address":"unix:///run/containerd/s/bb"}"#).unwrap();
+        fs::write(temp.path().join("bootstrap.json"), r#"{"version":3,"address":"unix:///run/containerd/s/bb"}"#)
+            .unwrap();
         assert_eq!(socket(temp.path()), Some("/run/containerd/s/bb".into()));
         fs::write(temp.path().join("bootstrap.json"), r#"{"address":"vsock://3:1"}"#).unwrap();
         assert_eq!(socket(temp.path()), None);

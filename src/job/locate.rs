@@ -63,6 +63,9 @@ impl TaskState {
     }
 }
 
+/// What follows when the record of the image is not found.
+pub const NO_IMAGE: &str = "the base image is not in the bundle";
+
 /// Finds all places of a container.
 pub fn locate(store: &Store, container: Container) -> Result<Target> {
     let mut findings = doubts(store, &container);
@@ -74,7 +77,7 @@ pub fn locate(store: &Store, container: Container) -> Result<Target> {
             findings.push(format!("{}: what the container stands on takes its place", with_causes(&e)));
             Some(Image { name: container.image.clone(), ..store.image_of_chain(&chain) })
         }
-        (image, _) => note(&mut findings, "the base image is not in the bundle", image),
+        (image, _) => note(&mut findings, NO_IMAGE, image),
     };
     let (task, damage) = task(&store.host, &container)?;
     let log = note(&mut findings, "the container's log is not in the bundle", log(store, &container)).flatten();

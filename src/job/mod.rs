@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod diff;
+mod documents;
 pub mod fsck;
 pub mod inspect;
 pub mod layers;
@@ -13,3 +14,4 @@ pub mod store;
 pub mod thaw;
 pub mod verify;
 pub mod who;
+pub mod whois;

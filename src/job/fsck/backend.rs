@@ -12,8 +12,8 @@ use walkdir::WalkDir;
 use super::{
     super::locate::with_causes,
     finding::{
-        BACKEND_CYCLE, BACKEND_INDEX_WRONG, BACKEND_NUMBER_TWICE, BACKEND_PARENT_MISSING, DATABASE_UNREADABLE, Findings,
-        RECORD_UNREADABLE, SNAPSHOT_DIRECTORY_LEFT, SNAPSHOT_DIRECTORY_MISSING, SNAPSHOT_HALF_COMMITTED,
+        BACKEND_CYCLE, BACKEND_INDEX_WRONG, BACKEND_NUMBER_TWICE, BACKEND_PARENT_MISSING, DATABASE_UNREADABLE,
+        Findings, RECORD_UNREADABLE, SNAPSHOT_DIRECTORY_LEFT, SNAPSHOT_DIRECTORY_MISSING, SNAPSHOT_HALF_COMMITTED,
         SNAPSHOT_KIND_WRONG, SNAPSHOT_NOT_IN_BACKEND, SNAPSHOT_UNREFERENCED,
     },
     records::circular,
@@ -235,7 +235,12 @@ fn check_directories(name: &str, backend: &Backend, entries: &Entries, shape: &S
         expected.extend(place.strip_prefix(&backend.dir).ok().and_then(first_two));
         if fs::symlink_metadata(&place).is_err() {
             let seen = format!("{:?}", entry.kind).to_lowercase();
-            findings.add(&SNAPSHOT_DIRECTORY_MISSING, format!("snapshot {name}/{} {key}", entry.id), place.display(), seen);
+            findings.add(
+                &SNAPSHOT_DIRECTORY_MISSING,
+                format!("snapshot {name}/{} {key}", entry.id),
+                place.display(),
+                seen,
+            );
         }
     }
     for folder in shape.folders {

@@ -11,7 +11,8 @@ use std::{
 use super::{
     super::locate::with_causes,
     finding::{
-        BLOB_DAMAGED, BLOB_MISSING, BLOB_TRUNCATED, BLOB_UNKNOWN, BLOB_UNREADABLE, BLOB_UNRECORDED, Findings, INGEST_LEFT,
+        BLOB_DAMAGED, BLOB_MISSING, BLOB_TRUNCATED, BLOB_UNKNOWN, BLOB_UNREADABLE, BLOB_UNRECORDED, Findings,
+        INGEST_LEFT,
     },
     images::Images,
     way_in,
@@ -72,7 +73,9 @@ pub fn check(
         check.checked.hashed = hashed;
         for (digest, why) in damaged {
             match why {
-                Damage::Other(found) => check.bad(&BLOB_DAMAGED, &digest, format!("its digest is {found}"), "is damaged"),
+                Damage::Other(found) => {
+                    check.bad(&BLOB_DAMAGED, &digest, format!("its digest is {found}"), "is damaged")
+                }
                 Damage::Unreadable(why) => check.bad(&BLOB_UNREADABLE, &digest, why, "cannot be read"),
             }
         }

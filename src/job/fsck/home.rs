@@ -83,6 +83,12 @@ fn judge(store: &Store, target: &Target, images: &Images, content: &Checked) -> 
     if target.rw.is_none() {
         return (Outcome::Nothing, because);
     }
+    // That is not so if it can be made again, which is still to be seen.
+    because.iter_mut().for_each(|why| {
+        if let Some(short) = why.strip_suffix(locate::NO_IMAGE) {
+            *why = short.trim_end_matches(": ").to_owned();
+        }
+    });
     let is_specless = target.spec.is_none();
     let lack = match &target.image {
         None => None,

@@ -6,8 +6,9 @@ use std::{
     rc::Rc,
 };
 
+use super::super::documents::MAX_DEPTH;
 use super::{
-    super::locate::with_causes,
+    super::documents::{Document, Documents, Local},
     finding::{
         Findings, IMAGE_CHAIN_MISSING, IMAGE_CHAIN_WRONG, IMAGE_CONFIG_MISSING, IMAGE_LAYER_MISSING,
         IMAGE_LAYERS_DISCARDED, IMAGE_MALFORMED, IMAGE_MANIFEST_MISSING, IMAGE_OTHER_PLATFORM, IMAGE_PARTLY_UNPACKED,
@@ -16,19 +17,12 @@ use super::{
     way_in,
 };
 use crate::{
-    containerd::{
-        content::Content,
-        survey::{BlobRecord, ImageRecord, Namespace, Records},
-    },
+    containerd::survey::{BlobRecord, ImageRecord, Namespace, Records},
     digest::Digest,
     error::Result,
     host::Host,
-    interrupt,
-    oci::image::{Config, Descriptor, Index, Manifest, Platform},
+    oci::image::{Descriptor, Index, Platform},
 };
-
-/// An index in an index in an index: nobody builds such images.
-const MAX_DEPTH: usize = 4;
 
 /// On a manifest's record: it keeps its layers (`core/images/mediatypes.go`, `ChildGCLabels`).
 const KEEPS_LAYERS: &str = "containerd.io/gc.ref.content.l.";
@@ -61,97 +55,6 @@ pub struct Image {
     pub broken: Option<String>,
 }
 
-/// One manifest with its config.
-pub struct Local {
-    /// Its digest.
-    pub digest: Digest,
-    /// Its config's.
-    pub config: Digest,
-    /// The layers that a store is expected to have, bottom first.
-    pub layers: Vec<Digest>,
-    /// The layers' diff ids, if the config can be read.
-    pub diff_ids: Vec<Digest>,
-}
-
-impl Local {
-    /// The chain ids, bottom first (OCI image spec, `config.md`, "Layer ChainID").
-    pub fn chains(&self) -> Vec<Digest> {
-        let mut chains: Vec<Digest> = Vec::new();
-        for diff_id in &self.diff_ids {
-            let chain = chains.last().map_or(*diff_id, |below| Digest::of(format!("{below} {diff_id}").as_bytes()));
-            chains.push(chain);
-        }
-        chains
-    }
-}
-
-/// A document of the content store, understood.
-#[derive(Clone)]
-pub enum Document {
-    /// Its entries.
-    Index(Rc<Index>),
-    /// What it names.
-    Manifest(Rc<Local>),
-    /// It is not there.
-    Missing,
-    /// It cannot be understood; why.
-    Bad(String),
-}
-
-/// Documents, each read once.
-pub struct Documents {
-    content: Content,
-    known: HashMap<Digest, Document>,
-}
-
-impl Documents {
-    /// Of this host's content store.
-    pub fn of(host: &Host) -> Self {
-        Self { content: Content::of(host), known: HashMap::new() }
-    }
-
-    /// What `descriptor` points to. An error only if we are to stop.
-    pub fn get(&mut self, descriptor: &Descriptor) -> Result<Document> {
-        interrupt::check()?;
-        if let Some(known) = self.known.get(&descriptor.digest) {
-            return Ok(known.clone());
-        }
-        let found = match self.bytes(&descriptor.digest) {
-            Ok(None) => Document::Missing,
-            Ok(Some(bytes)) if descriptor.is_index() => {
-                let index = serde_json::from_slice(&bytes).map(Rc::new);
-                index.map_or_else(|e| Document::Bad(e.to_string()), Document::Index)
-            }
-            Ok(Some(bytes)) => match serde_json::from_slice::<Manifest>(&bytes) {
-                Ok(manifest) => Document::Manifest(Rc::new(self.local(descriptor.digest, manifest))),
-                Err(e) => Document::Bad(e.to_string()),
-            },
-            Err(why) => Document::Bad(why),
-        };
-        self.known.insert(descriptor.digest, found.clone());
-        Ok(found)
-    }
-
-    fn bytes(&self, digest: &Digest) -> Result<Option<Vec<u8>>, String> {
-        let path = self.content.path(digest);
-        // What is no file is not opened: it could be a pipe that never ends.
-        match std::fs::symlink_metadata(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Ok(meta) if !meta.is_file() => Err(format!("{} is no regular file", path.display())),
-            _ => self.content.document(digest).map_err(|e| with_causes(&e)),
-        }
-    }
-
-    fn local(&self, digest: Digest, manifest: Manifest) -> Local {
-        let config = self.bytes(&manifest.config.digest).ok().flatten();
-        let config = config.and_then(|bytes| serde_json::from_slice::<Config>(&bytes).ok()).unwrap_or_default();
-        // Layers that may not be distributed are never expected (OCI image spec, `layer.md`).
-        let is_ours = |l: &&Descriptor| !["nondistributable", "foreign"].iter().any(|w| l.media_type.contains(w));
-        let layers = manifest.layers.iter().filter(is_ours).map(|l| l.digest).collect();
-        Local { digest, config: manifest.config.digest, layers, diff_ids: config.rootfs.diff_ids }
-    }
-}
-
 /// Checks every image of every namespace; several names of one image are told as one.
 pub fn check(host: &Host, meta: &Path, records: &Records, findings: &mut Findings) -> Result<Images> {
     let (mut images, mut documents) = (Images::default(), Documents::of(host));
@@ -175,7 +78,9 @@ pub fn check(host: &Host, meta: &Path, records: &Records, findings: &mut Finding
             judge.judge(record, &mut documents)?;
             let image = Rc::new(judge.image);
             images.remember(&format!("{name}/{first}"), &image, group.len() - 1);
-            images.by_name.extend(group.iter().map(|(image_name, _)| ((name.clone(), (*image_name).clone()), image.clone())));
+            images
+                .by_name
+                .extend(group.iter().map(|(image_name, _)| ((name.clone(), (*image_name).clone()), image.clone())));
         }
         // Layers that a whole image shares are no sign of an unpacking cut off.
         for partly in partly.into_iter().filter(|p| p.chains.iter().any(|chain| !whole.contains(chain))) {
@@ -265,7 +170,7 @@ impl Judge<'_> {
             Document::Missing => Ok(Vec::new()),
             Document::Bad(why) => {
                 // A damaged blob is told as one; a sound one that makes no sense only here.
-                if documents.content.document(&descriptor.digest).is_ok() {
+                if documents.is_sound(&descriptor.digest) {
                     self.broken(&IMAGE_MALFORMED, format!("{}: {why}", descriptor.digest));
                 }
                 Ok(Vec::new())
@@ -348,7 +253,8 @@ impl Judge<'_> {
             self.parents(snapshotter, &chains, &has);
             match (claimed.get(snapshotter), has(top)) {
                 (Some(chain), _) if !all.is_some_and(|all| all.contains_key(*chain)) => {
-                    let seen = format!("{snapshotter} snapshot {chain}, which its config's record names, is not on record");
+                    let seen =
+                        format!("{snapshotter} snapshot {chain}, which its config's record names, is not on record");
                     self.findings.add(&IMAGE_CHAIN_MISSING, &self.thing, &self.place, seen);
                 }
                 (_, Some(_)) => self.whole.extend(chains.iter().map(|chain| (snapshotter.to_owned(), *chain))),
