@@ -11,7 +11,7 @@ use dewar::{
     bolt::{Bucket, Db, Item},
     containerd::task,
     criu::image::{self as criu, Kind},
-    job::{inspect, list, locate, select, store::Store, verify},
+    job::{fsck, inspect, list, locate, select, store::Store, verify, whois},
     layout::{Layout, untar},
     proto::{self, Any, CheckpointOptions, RuncOptions},
     record,
@@ -519,4 +519,69 @@ fn a_runtime_state_of_any_content() {
     };
     cuts("state.json", &bytes, 60, read);
     flips("state.json", &bytes, 60, read);
+}
+
+/// `fsck` and `whois` look at everything, so a changed byte anywhere is met by them.
+#[test]
+fn whole_stores_with_a_changed_database() {
+    let sandbox = Sandbox::in_memory();
+    copy_tree(&fixture("store/root"), &sandbox.root());
+    copy_tree(&fixture("store/state"), &sandbox.state());
+    let host = sandbox.host();
+    let things: Vec<String> =
+        ["web", "1", "overlayfs/3", "snapshots/5/fs/x", "localhost/shop:1", "537c4f4c89fa", "k8s.io/7/web"]
+            .map(str::to_owned)
+            .to_vec();
+    let look = || {
+        if let Ok(report) = fsck::fsck(&host, fsck::Options { quick: true, namespace: None }, &|_, _| ()) {
+            assert!(report.findings.len() < 100_000, "{} findings", report.findings.len());
+        }
+        if let Ok(store) = Store::open(host.clone()) {
+            let _ = whois::whois(&[store], None, &things);
+        }
+    };
+    for db in [META_DB, "io.containerd.snapshotter.v1.overlayfs/metadata.db"] {
+        let path = sandbox.root().join(db);
+        let whole = fs::read(&path).unwrap();
+        let write_and_look = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            look();
+        };
+        flips(db, &whole, 150, write_and_look);
+        cuts(db, &whole, 60, write_and_look);
+        // Whole pages zeroed, or in one another's place.
+        let pages = whole.len() / 4096;
+        for (from, to) in (0..pages).flat_map(|from| [(from, None), (from, Some((from + 3) % pages))]) {
+            let mut bytes = whole.clone();
+            let page = to.map_or(vec![0; 4096], |to| whole[to * 4096..][..4096].to_vec());
+            bytes[from * 4096..][..4096].copy_from_slice(&page);
+            let _named = change(db, format!("page {from} is {to:?}"));
+            write_and_look(&bytes);
+        }
+        fs::write(&path, whole).unwrap();
+    }
+}
+
+/// A name in the store is not a way out of it, and a document that is no document ends nothing.
+#[test]
+fn documents_of_images_that_are_not_what_they_are_called() {
+    let sandbox = Sandbox::store();
+    let blobs = sandbox.root().join("io.containerd.content.v1.content/blobs/sha256");
+    for blob in fs::read_dir(&blobs).unwrap() {
+        let path = blob.unwrap().path();
+        let whole = fs::read(&path).unwrap();
+        for other in ["", "{}", "[]", "null", r#"{"manifests":[{}]}"#, r#"{"config":{"digest":"x"},"layers":0}"#] {
+            let _named = change("blob", format!("{} is {other:?}", path.display()));
+            fs::write(&path, other).unwrap();
+            sandbox.dewar(&["fsck"]).exits(1);
+            sandbox.dewar(&["whois", "web", "localhost/shop:1"]).exits(0);
+        }
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        let ran = sandbox.dewar(&["fsck", "--json"]).exits(1);
+        assert!(ran.text().contains("blob-unreadable"), "{}", ran.text());
+        sandbox.dewar(&["whois", "web", "localhost/shop:1"]).exits(0);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, whole).unwrap();
+    }
 }

@@ -12,6 +12,8 @@ mod determinism;
 mod errors;
 /// The fuzzed parsers on the inputs that are kept.
 mod fuzz;
+/// `fsck` finds every damage, and only that.
+mod fsck;
 /// `Sandbox`: a machine's containerd directories from a fixture, and `dewar` run on them.
 mod harness;
 /// Hostile bytes: fixtures cut at every length, every byte changed.
@@ -46,3 +48,5 @@ mod trouble;
 mod verify;
 /// Databases that another writer of bolt files made: large, random, at work.
 mod writer;
+/// `whois` tells whose a thing is.
+mod whois;
