@@ -69,6 +69,8 @@ pub struct Namespace {
     pub leases: BTreeMap<String, Lease>,
     /// Their ids.
     pub sandboxes: BTreeSet<String>,
+    /// The ways to records that are there and cannot be read: `containers/web`.
+    pub unreadable: BTreeSet<String>,
 }
 
 /// An image's record.
@@ -227,23 +229,37 @@ impl Walk<'_> {
         value.map_err(|e| self.damage.add(place, e)).ok()
     }
 
+    /// A record; if it cannot be read, that is noted, and that it is there.
+    fn record<T>(
+        &mut self,
+        place: &str,
+        way: String,
+        found: Result<T, Corrupt>,
+        unreadable: &mut BTreeSet<String>,
+    ) -> Option<T> {
+        let found = self.value(&format!("{place}/{way}"), found);
+        if found.is_none() {
+            unreadable.insert(way);
+        }
+        found
+    }
+
     fn namespace(&mut self, bucket: &Bucket<'_>, place: &str, into: &mut Namespace) {
         for (name, record) in self.below(bucket, place, "images") {
-            let found = image(&record);
-            into.images.extend(self.value(&format!("{place}/images/{name}"), found).map(|r| (name, r)));
+            let found = self.record(place, format!("images/{name}"), image(&record), &mut into.unreadable);
+            into.images.extend(found.map(|record| (name, record)));
         }
         for (id, record) in self.below(bucket, place, "containers") {
-            let found = container(&record);
-            into.containers.extend(self.value(&format!("{place}/containers/{id}"), found).map(|r| (id, r)));
+            let found = self.record(place, format!("containers/{id}"), container(&record), &mut into.unreadable);
+            into.containers.extend(found.map(|record| (id, record)));
         }
         for (snapshotter, bucket) in self.below(bucket, place, "snapshots") {
-            let place = format!("{place}/snapshots/{snapshotter}");
-            let all = into.snapshots.entry(snapshotter).or_default();
-            for (key, record) in self.buckets(&bucket, &place) {
-                let place = format!("{place}/{key}");
-                let children = self.names(&record, &place, "children").into_iter().collect();
-                let found = snapshot(&record, children);
-                all.extend(self.value(&place, found).map(|r| (key, r)));
+            let all = into.snapshots.entry(snapshotter.clone()).or_default();
+            for (key, record) in self.buckets(&bucket, &format!("{place}/snapshots/{snapshotter}")) {
+                let way = format!("snapshots/{snapshotter}/{key}");
+                let children = self.names(&record, &format!("{place}/{way}"), "children").into_iter().collect();
+                let found = self.record(place, way, snapshot(&record, children), &mut into.unreadable);
+                all.extend(found.map(|record| (key, record)));
             }
         }
         if let Some(content) = self.value(&format!("{place}/content"), bucket.bucket("content")).flatten() {

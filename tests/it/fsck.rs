@@ -35,18 +35,18 @@ fn places(report: &Value, sandbox: &Sandbox) -> BTreeSet<(String, String)> {
     report[0]["findings"].as_array().unwrap().iter().map(one).collect()
 }
 
-fn found(sandbox: &Sandbox, args: &[&str]) -> (i32, BTreeSet<(String, String)>) {
+pub fn found(sandbox: &Sandbox, args: &[&str]) -> (i32, BTreeSet<(String, String)>) {
     let ran = sandbox.dewar(&[&["fsck", "--json"], args].concat());
     assert!(!ran.stderr.contains("panicked"), "{}", ran.stderr);
     (ran.code, places(&ran.json(), sandbox))
 }
 
-fn pairs(all: &[(&str, &str)]) -> BTreeSet<(String, String)> {
+pub fn pairs(all: &[(&str, &str)]) -> BTreeSet<(String, String)> {
     all.iter().map(|(code, place)| ((*code).to_owned(), (*place).to_owned())).collect()
 }
 
 /// What the store itself has: a task that has ended, as its makers left it.
-const ENDED: (&str, &str) = ("task-ended", "state/io.containerd.runtime.v2.task/default/web");
+pub const ENDED: (&str, &str) = ("task-ended", "state/io.containerd.runtime.v2.task/default/web");
 
 /// Plants a damage in a copy of the store and asserts that exactly `right` is found beyond what was there.
 #[track_caller]
@@ -347,7 +347,14 @@ fn a_snapshot_may_not_stand_on_itself_or_on_nothing() {
     let (_, all) = found(&sandbox, &[]);
     let at = |name: &str| format!("root/{db}: v1/snapshots/{name}");
     let index = format!("root/{db}: v1/parents");
-    assert_eq!(all, pairs(&[ENDED, ("backend-cycle", &at(top)), ("backend-index-wrong", &index)]));
+    let differs = |name: &str| {
+        let key = name.splitn(3, '/').nth(2).unwrap();
+        format!("root/{META_DB}: v1/default/snapshots/overlayfs/{key}")
+    };
+    let differs = differs(top);
+    let right =
+        [ENDED, ("backend-cycle", &at(top)), ("backend-index-wrong", &index), ("snapshot-parent-differs", &differs)];
+    assert_eq!(all, pairs(&right));
     let nowhere = bottom.replace("default/", "nowhere/");
     finds(
         |s| change(s, &db, &parent(bottom), &parent(&nowhere)),
@@ -553,6 +560,15 @@ fn what_lives_without_a_record_or_a_bundle_is_an_error() {
         [("process-without-record", bundle("stranger")), ("mount-left", format!("{}/rootfs", bundle("long-gone"))),]
     );
     machine.write("proc/self/mountinfo", "");
+    // A shim without a bundle; one of another containerd is none of ours.
+    let ours = machine.host.state.join("containerd.sock");
+    let shim =
+        |address: &str| format!("/usr/bin/containerd-shim-runc-v2 -namespace default -id lost -address {address}");
+    machine.process(61, 1, &shim(ours.to_str().unwrap()), "/system.slice");
+    machine.process(62, 1, &shim("/run/other/containerd.sock"), "/system.slice");
+    let shims = machine.found();
+    assert_eq!(shims, [("process-without-record", bundle("stranger")), ("shim-left", "proc/61/".into())]);
+    fs::remove_dir_all(machine.sandbox.path("proc/61")).unwrap();
     fs::remove_dir_all(machine.sandbox.path(&bundle("web"))).unwrap();
     fs::remove_dir_all(machine.sandbox.path("proc/78")).unwrap();
     fs::remove_dir_all(machine.sandbox.path(&bundle("stranger"))).unwrap();

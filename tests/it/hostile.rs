@@ -547,8 +547,8 @@ fn whole_stores_with_a_changed_database() {
             fs::write(&path, bytes).unwrap();
             look();
         };
-        flips(db, &whole, 150, write_and_look);
-        cuts(db, &whole, 60, write_and_look);
+        flips(db, &whole, 60, write_and_look);
+        cuts(db, &whole, 30, write_and_look);
         // Whole pages zeroed, or in one another's place.
         let pages = whole.len() / 4096;
         for (from, to) in (0..pages).flat_map(|from| [(from, None), (from, Some((from + 3) % pages))]) {

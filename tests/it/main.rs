@@ -14,6 +14,8 @@ mod errors;
 mod fuzz;
 /// `fsck` finds every damage, and only that.
 mod fsck;
+/// `fsck` on records that contradict one another.
+mod fsck_records;
 /// `Sandbox`: a machine's containerd directories from a fixture, and `dewar` run on them.
 mod harness;
 /// Hostile bytes: fixtures cut at every length, every byte changed.

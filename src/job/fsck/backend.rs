@@ -14,7 +14,7 @@ use super::{
     finding::{
         BACKEND_CYCLE, BACKEND_INDEX_WRONG, BACKEND_NUMBER_TWICE, BACKEND_PARENT_MISSING, DATABASE_UNREADABLE,
         Findings, RECORD_UNREADABLE, SNAPSHOT_DIRECTORY_LEFT, SNAPSHOT_DIRECTORY_MISSING, SNAPSHOT_HALF_COMMITTED,
-        SNAPSHOT_KIND_WRONG, SNAPSHOT_NOT_IN_BACKEND, SNAPSHOT_UNREFERENCED,
+        SNAPSHOT_KIND_WRONG, SNAPSHOT_NOT_IN_BACKEND, SNAPSHOT_PARENT_DIFFERS, SNAPSHOT_UNREFERENCED,
     },
     records::circular,
     structure, way_in,
@@ -102,12 +102,13 @@ pub fn check(meta: &Path, records: &Records, backends: &BTreeMap<String, Backend
         let Some(entries) = &backend.entries else { continue };
         check_entries(name, backend, entries, findings);
         let referenced = referenced(records, name);
-        check_records(meta, records, name, entries, &referenced, findings);
+        let halves = check_records(meta, records, name, entries, &referenced, findings);
         let shape = all::shape(name);
         if let Some(shape) = shape {
             check_directories(name, backend, entries, shape, findings);
         }
-        for (key, entry) in entries.by_name.iter().filter(|(key, _)| !referenced.contains(key.as_str())) {
+        let is_nobodys = |key: &str| !referenced.contains(key) && !halves.contains(key);
+        for (key, entry) in entries.by_name.iter().filter(|(key, _)| is_nobodys(key)) {
             let thing = format!("snapshot {name}/{} {key}", entry.id);
             let place = way_in(&backend.db, format_args!("v1/snapshots/{key}"));
             match shape.and_then(|shape| shape.place(&backend.dir, entry)).and_then(|dir| whole(&backend.dir, &dir)) {
@@ -162,37 +163,48 @@ fn referenced<'r>(records: &'r Records, snapshotter: &str) -> BTreeSet<&'r str> 
     all.flat_map(|all| all.values()).map(|record| record.name.as_str()).collect()
 }
 
-/// meta.db's records of one snapshotter against its own.
-fn check_records(
+/// meta.db's records of one snapshotter against its own; what turns out to be the other half of a commit comes back.
+fn check_records<'e>(
     meta: &Path,
     records: &Records,
     snapshotter: &str,
-    entries: &Entries,
+    entries: &'e Entries,
     referenced: &BTreeSet<&str>,
     findings: &mut Findings,
-) {
-    // The last part of a name is the key; what nobody refers to may be the other half of a commit.
+) -> BTreeSet<&'e str> {
     let strays: BTreeMap<&str, &str> = entries
         .by_name
         .iter()
         .filter(|(name, entry)| entry.kind == Kind::Committed && !referenced.contains(name.as_str()))
-        .filter_map(|(name, _)| name.splitn(3, '/').nth(2).map(|key| (key, name.as_str())))
+        .filter_map(|(name, _)| key_in(name).map(|key| (key, name.as_str())))
         .collect();
+    let mut halves = BTreeSet::new();
     for (ns_name, ns) in &records.namespaces {
         let used: BTreeSet<&str> = active_keys(ns, snapshotter);
         for (key, record) in ns.snapshots.get(snapshotter).into_iter().flatten() {
             let thing = format!("snapshot {ns_name}/{snapshotter} {key}");
             let place = way_in(meta, format_args!("v1/{ns_name}/snapshots/{snapshotter}/{key}"));
-            match entries.by_name.get(&record.name) {
-                None => missing(&thing, &place, key, record, &strays, findings),
-                Some(entry) => {
-                    if let Some(seen) = wrong_kind(key, entry, used.contains(key.as_str())) {
-                        findings.add(&SNAPSHOT_KIND_WRONG, thing, place, seen);
-                    }
+            // Commit is one transaction in the snapshotter's database, within one in meta.db: a crash between leaves the first.
+            // The key under which it was committed stands behind the temporary one's space (`UnpackKeyFormat`).
+            let committed = key.rsplit(' ').next().and_then(|chain| strays.get(chain));
+            match (entries.by_name.get(&record.name), committed) {
+                (Some(entry), _) => {
+                    check_record(&thing, &place, key, record, entry, used.contains(key.as_str()), findings)
                 }
+                (None, Some(name)) => {
+                    findings.add(&SNAPSHOT_HALF_COMMITTED, thing, place, format!("committed as {name}"));
+                    halves.insert(*name);
+                }
+                (None, None) => findings.add(&SNAPSHOT_NOT_IN_BACKEND, thing, place, format!("name {}", record.name)),
             }
         }
     }
+    halves
+}
+
+/// The key in a backend's name, `<ns>/<n>/<key>`.
+fn key_in(name: &str) -> Option<&str> {
+    name.splitn(3, '/').nth(2)
 }
 
 /// The keys of the containers' own snapshots.
@@ -201,20 +213,24 @@ fn active_keys<'n>(ns: &'n Namespace, snapshotter: &str) -> BTreeSet<&'n str> {
     ours.map(|c| c.snapshot_key.as_str()).collect()
 }
 
-/// Commit is one transaction in the snapshotter's database, within one in meta.db: a crash between leaves the first only.
-/// The key under which it was committed then stands behind the temporary one's space (`UnpackKeyFormat`).
-fn missing(
+fn check_record(
     thing: &str,
     place: &str,
     key: &str,
     record: &SnapshotRecord,
-    strays: &BTreeMap<&str, &str>,
+    entry: &Entry,
+    is_containers: bool,
     findings: &mut Findings,
 ) {
-    let committed = key.rsplit(' ').next().and_then(|chain| strays.get(chain));
-    match committed {
-        Some(name) => findings.add(&SNAPSHOT_HALF_COMMITTED, thing, place, format!("committed as {name}")),
-        None => findings.add(&SNAPSHOT_NOT_IN_BACKEND, thing, place, format!("name {}", record.name)),
+    if let Some(seen) = wrong_kind(key, entry, is_containers) {
+        findings.add(&SNAPSHOT_KIND_WRONG, thing, place, seen);
+    }
+    // A snapshot may be shared with another namespace, so the keys are compared, not the names (`snapshot.go`,
+    // `createSnapshot`). One that gets its parent only when it is committed has none on one side meanwhile.
+    let below = key_in(&entry.parent).filter(|_| !record.parent.is_empty());
+    if let Some(below) = below.filter(|below| *below != record.parent) {
+        let seen = format!("on {}, says meta.db; on {below}, says the snapshotter", record.parent);
+        findings.add(&SNAPSHOT_PARENT_DIFFERS, thing, place, seen);
     }
 }
 

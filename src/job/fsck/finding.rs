@@ -132,6 +132,8 @@ codes! {
         "the snapshotter committed it, meta.db still has it active: its files are there, under the other name" "";
     SNAPSHOT_KIND_WRONG "snapshot-kind-wrong" Error
         "containerd refuses to use it" "";
+    SNAPSHOT_PARENT_DIFFERS "snapshot-parent-differs" Error
+        "the two databases disagree on what it stands on: its files may be another image's" "";
     SNAPSHOT_UNREFERENCED "snapshot-unreferenced" Note
         "no record of containerd's names it: rubbish that the next collection removes" "";
     SNAPSHOT_UNPACK_LEFT "snapshot-unpack-left" Note
@@ -202,6 +204,8 @@ codes! {
         "its container lives; a containerd that starts kills it" "dewar checkpoint it before containerd starts";
     SHIM_IDLE "shim-idle" Note
         "the task has ended and waits to be deleted (ctr tasks rm)" "";
+    SHIM_LEFT "shim-left" Warning
+        "a shim whose bundle is gone: containerd does not know it, and nobody ends it" "end the process";
     RUNTIME_STATE_LEFT "runtime-state-left" Note
         "the low-level runtime's state of a container whose bundle is gone" "";
     PROCESS_WITHOUT_BUNDLE "process-without-bundle" Error

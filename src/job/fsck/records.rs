@@ -33,11 +33,12 @@ pub fn check(path: &Path, records: &Records, findings: &mut Findings) {
 fn check_container(ns: &Namespace, name: &str, container: &ContainerRecord, place: &str, findings: &mut Findings) {
     let ContainerRecord { image, snapshotter, snapshot_key, sandbox } = container;
     let thing = format!("container {name}");
-    if !image.is_empty() && !ns.images.contains_key(image) {
+    if !image.is_empty() && !ns.images.contains_key(image) && !ns.unreadable.contains(&format!("images/{image}")) {
         findings.add(&CONTAINER_IMAGE_MISSING, &thing, place, format!("image {image}"));
     }
     // Docker names neither: it keeps that in records of its own.
-    let is_there = ns.snapshots.get(snapshotter).is_some_and(|all| all.contains_key(snapshot_key));
+    let is_there = ns.snapshots.get(snapshotter).is_some_and(|all| all.contains_key(snapshot_key))
+        || ns.unreadable.contains(&format!("snapshots/{snapshotter}/{snapshot_key}"));
     if !snapshotter.is_empty() && !snapshot_key.is_empty() && !is_there {
         findings.add(&CONTAINER_SNAPSHOT_MISSING, &thing, place, format!("{snapshotter} snapshot {snapshot_key}"));
     }

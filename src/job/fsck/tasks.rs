@@ -1,7 +1,7 @@
 //! The state directory, the low-level runtime's, what is mounted and what is frozen: against the records and the processes.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -13,11 +13,16 @@ use super::{
     },
     finding::{
         Findings, LEFT_FROZEN, MOUNT_LEFT, PROCESS_WITHOUT_BUNDLE, PROCESS_WITHOUT_RECORD, RUNTIME_STATE_LEFT,
-        SHIM_DEAD, SHIM_IDLE, TASK_ENDED, TASK_HALF_DELETED, TASK_PAUSED, TASK_UNREADABLE, TASK_WITHOUT_RECORD,
+        SHIM_DEAD, SHIM_IDLE, SHIM_LEFT, TASK_ENDED, TASK_HALF_DELETED, TASK_PAUSED, TASK_UNREADABLE,
+        TASK_WITHOUT_RECORD,
     },
 };
 use crate::{
-    containerd::{meta::Container, shim, survey::Records},
+    containerd::{
+        meta::Container,
+        shim::{self, Shim},
+        survey::{Namespace, Records},
+    },
     error::{At, Result},
     freeze::{
         self,
@@ -33,7 +38,7 @@ use crate::{
 pub fn check(host: &Host, store: Option<&Store>, records: &Records, findings: &mut Findings) -> Result<()> {
     let is_live = host.sysroot.is_none();
     let sockets = if is_live { shim::listening(host).ok() } else { None };
-    let mut check = Check { host, store, records, findings, sockets, marked: BTreeSet::new(), living: BTreeSet::new() };
+    let mut check = Check { host, store, records, findings, sockets, marked: BTreeSet::new(), living: BTreeMap::new() };
     if is_live {
         check.markers()?;
     }
@@ -46,6 +51,7 @@ pub fn check(host: &Host, store: Option<&Store>, records: &Records, findings: &m
     }
     check.runtime_states(&tasks)?;
     if is_live {
+        check.shims(&tasks)?;
         check.mounts(&tasks)?;
     }
     Ok(())
@@ -60,13 +66,15 @@ struct Check<'a> {
     sockets: Option<HashSet<PathBuf>>,
     /// The containers that a `dewar` holds or held, by name.
     marked: BTreeSet<String>,
-    /// The containers whose first process lives.
-    living: BTreeSet<String>,
+    /// The containers whose first process lives, with its pid.
+    living: BTreeMap<String, i32>,
 }
 
 impl Check<'_> {
     fn is_on_record(&self, namespace: &str, id: &str) -> bool {
-        self.records.namespaces.get(namespace).is_some_and(|ns| ns.containers.contains_key(id))
+        let is_there =
+            |ns: &Namespace| ns.containers.contains_key(id) || ns.unreadable.contains(&format!("containers/{id}"));
+        self.records.namespaces.get(namespace).is_some_and(is_there)
     }
 
     fn markers(&mut self) -> Result<()> {
@@ -98,7 +106,7 @@ impl Check<'_> {
         let on_record = self.is_on_record(namespace, id);
         match locate::task(self.host, &container) {
             Ok((TaskState::Live(task), _)) => {
-                self.living.insert(container.name.to_string());
+                self.living.insert(container.name.to_string(), task.init.pid);
                 self.live(&thing, bundle, &container, &task, on_record);
             }
             Ok(_) if !on_record => self.findings.add(&TASK_WITHOUT_RECORD, thing, place, ""),
@@ -157,7 +165,7 @@ impl Check<'_> {
                 }
                 let thing = format!("task {namespace}/{id}");
                 if self.host.is_alive(task.init)? {
-                    self.living.insert(container.name.to_string());
+                    self.living.insert(container.name.to_string(), task.init.pid);
                     let seen = format!("process {}", task.init.pid);
                     self.findings.add(&PROCESS_WITHOUT_BUNDLE, &thing, bundle.display(), &seen);
                     if !self.is_on_record(&namespace, &id) {
@@ -171,6 +179,24 @@ impl Check<'_> {
         Ok(())
     }
 
+    /// Shims of this containerd whose bundles are gone, and that are not the parent of anything that lives.
+    fn shims(&mut self, tasks: &Path) -> Result<()> {
+        let mut parents = BTreeSet::new();
+        for pid in self.living.values() {
+            parents.extend(shim::parent(self.host, *pid)?);
+        }
+        let pods = self.host.state.join("io.containerd.sandbox.controller.v1.shim");
+        for one in Shim::all(self.host)? {
+            let has_bundle = [tasks, &pods].iter().any(|dir| dir.join(&one.namespace).join(&one.id).exists());
+            if one.address.starts_with(&self.host.state) && !has_bundle && !parents.contains(&one.pid) {
+                let place = self.host.proc_of(one.pid, "");
+                let thing = format!("shim of {}/{}", one.namespace, one.id);
+                self.findings.add(&SHIM_LEFT, thing, place.display(), format!("process {}", one.pid));
+            }
+        }
+        Ok(())
+    }
+
     /// Root file systems that are mounted for nobody.
     fn mounts(&mut self, tasks: &Path) -> Result<()> {
         let tasks = tasks.canonicalize().unwrap_or_else(|_| tasks.to_owned());
@@ -179,7 +205,7 @@ impl Check<'_> {
             let parts: Vec<_> = below.iter().map(|part| part.to_string_lossy()).collect();
             let [namespace, id, last] = parts.as_slice() else { continue };
             let name = format!("{namespace}/{id}");
-            let is_needed = self.is_on_record(namespace, id) || self.living.contains(&name);
+            let is_needed = self.is_on_record(namespace, id) || self.living.contains_key(&name);
             if last == "rootfs" && !is_needed {
                 let place = Path::new(&mount.at).display();
                 self.findings.add(&MOUNT_LEFT, format!("task {name}"), place, mount.fs.to_string_lossy());

@@ -1,10 +1,6 @@
 //! All places of one container.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use serde::Serialize;
 use walkdir::WalkDir;
@@ -18,7 +14,7 @@ use crate::{
     containerd::{
         content::Content,
         meta::Origin,
-        shim,
+        shim::{self, Shim},
         task::{self, TaskRecord},
     },
     digest::Digest,
@@ -126,7 +122,7 @@ pub fn places(atlas: &Atlas<'_>, known: &Known) -> Result<Places> {
         cgroup: live.map(|task| shown(&task.cgroup)),
         pid: live.map(|task| task.init.pid),
         pids: live.map(|task| pids(&task.cgroup)).unwrap_or_default(),
-        shim: record.as_ref().and_then(|record| shim(host, known, record)),
+        shim: record.as_ref().map(|record| shim(host, known, record)).transpose()?.flatten(),
         network: network(known),
         log: known.log(atlas.store).map(str::to_owned),
         bundle: record.map(|record| shown(&record.runtime_bundle)),
@@ -192,19 +188,18 @@ fn pids(cgroup: &Path) -> Vec<i32> {
 }
 
 /// The first process' parent, if that is one; else the process that says that it serves this container.
-fn shim(host: &Host, known: &Known, record: &TaskRecord) -> Option<ShimPlace> {
-    let socket = shim::socket(&record.runtime_bundle).map(|path: PathBuf| path.display().to_string());
-    let command = |pid: &i32| process::command(host, *pid).unwrap_or_default();
-    let is_shim = |pid: &i32| process::is_shim(&command(pid));
-    let parent = known.task(host).live().and_then(|task| process::parent(host, task.init.pid)).filter(is_shim);
-    let pid = parent
-        .or_else(|| everybody(host).into_iter().find(|pid| is_shim(pid) && process::serves(&command(pid), known)));
-    (pid.is_some() || socket.is_some()).then_some(ShimPlace { pid, socket })
-}
-
-fn everybody(host: &Host) -> Vec<i32> {
-    let entries = if host.sysroot.is_none() { fs::read_dir(&host.proc).ok() } else { None };
-    entries.into_iter().flatten().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+fn shim(host: &Host, known: &Known, record: &TaskRecord) -> Result<Option<ShimPlace>> {
+    let socket = shim::socket(&record.runtime_bundle).map(|path| path.display().to_string());
+    let mut pid = None;
+    if let Some(task) = known.task(host).live()
+        && let Some(parent) = shim::parent(host, task.init.pid)?
+    {
+        pid = Shim::of(host, parent)?.map(|shim| shim.pid);
+    }
+    if pid.is_none() && host.sysroot.is_none() {
+        pid = Shim::all(host)?.iter().find(|shim| process::serves(shim, known)).map(|shim| shim.pid);
+    }
+    Ok((pid.is_some() || socket.is_some()).then_some(ShimPlace { pid, socket }))
 }
 
 fn network(known: &Known) -> Option<String> {

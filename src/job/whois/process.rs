@@ -5,7 +5,7 @@
 //! Source: cgroups(7), `/proc/<pid>/cgroup`; pid_namespaces(7).
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -14,7 +14,8 @@ use super::{
     atlas::{Atlas, Known},
 };
 use crate::{
-    error::{At, Result},
+    containerd::shim::{self, Shim},
+    error::Result,
     host::Host,
 };
 
@@ -27,34 +28,12 @@ pub fn ask(atlas: &Atlas<'_>, pid: i32) -> Result<Option<What>> {
     if host.sysroot.is_some() || pid <= 0 || host.proc_stat(pid)?.is_none() {
         return Ok(None);
     }
-    let command = command(host, pid)?;
-    let found = owner(atlas, pid, &command)?;
+    let found = owner(atlas, pid)?;
+    let command = shim::command(host, pid)?;
     Ok(found.map(|container| What::Process(Process { pid, command: command.join(" "), container })))
 }
 
-/// Its command line, or its name in brackets where it has none.
-pub fn command(host: &Host, pid: i32) -> Result<Vec<String>> {
-    let words = proc_file(host, pid, "cmdline")?;
-    if words.is_empty() {
-        let name = proc_file(host, pid, "comm")?;
-        return Ok(vec![format!("[{}]", String::from_utf8_lossy(&name).trim())]);
-    }
-    let words = words.strip_suffix(b"\0").unwrap_or(&words);
-    Ok(words.split(|&b| b == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect())
-}
-
-/// A file of a process, empty if the process has gone or we may not look.
-fn proc_file(host: &Host, pid: i32, name: &str) -> Result<Vec<u8>> {
-    let path = host.proc_of(pid, name);
-    match fs::read(&path) {
-        Ok(bytes) => Ok(bytes),
-        Err(e) if e.kind() == io::ErrorKind::NotFound || e.kind() == io::ErrorKind::PermissionDenied => Ok(Vec::new()),
-        Err(e) if e.raw_os_error() == Some(nix::libc::ESRCH) => Ok(Vec::new()),
-        Err(e) => Err(e).at("read", path),
-    }
-}
-
-fn owner(atlas: &Atlas<'_>, pid: i32, command: &[String]) -> Result<Option<Who>> {
+fn owner(atlas: &Atlas<'_>, pid: i32) -> Result<Option<Who>> {
     let host = atlas.host();
     let live = || atlas.containers.iter().filter_map(|k| k.task(host).live().map(|task| (k, task)));
     if let Some((known, _)) = live().find(|(_, task)| task.init.pid == pid) {
@@ -64,14 +43,13 @@ fn owner(atlas: &Atlas<'_>, pid: i32, command: &[String]) -> Result<Option<Who>>
     if let Some(known) = paths.iter().find_map(|path| by_cgroup(atlas, path)) {
         return Ok(Some(known.who("in its cgroup")));
     }
-    let parent = |of: i32| parent(host, of);
-    let mut above = Some(pid);
+    let mut at = pid;
     for _ in 0..MAX_ANCESTORS {
-        above = above.and_then(&parent).filter(|pid| *pid > 1);
-        let Some(above) = above else { break };
+        let Some(above) = shim::parent(host, at)?.filter(|pid| *pid > 1) else { break };
         if let Some((known, _)) = live().find(|(_, task)| task.init.pid == above) {
             return Ok(Some(known.who(format!("below its first process {above}"))));
         }
+        at = above;
     }
     let ours = pid_namespace(host, "self".as_ref());
     let its = pid_namespace(host, pid.to_string().as_ref()).filter(|its| Some(its) != ours.as_ref());
@@ -79,43 +57,25 @@ fn owner(atlas: &Atlas<'_>, pid: i32, command: &[String]) -> Result<Option<Who>>
     if let Some((known, _)) = same {
         return Ok(Some(known.who("in its pid namespace")));
     }
-    if !is_shim(command) {
-        return Ok(None);
-    }
-    let served = live().find(|(_, task)| parent(task.init.pid) == Some(pid)).map(|(known, _)| known);
-    let named = || atlas.containers.iter().find(|k| serves(command, k));
-    Ok(served.or_else(named).map(|known| known.who("its shim")))
+    let Some(shim) = Shim::of(host, pid)? else { return Ok(None) };
+    let named = atlas.containers.iter().find(|known| serves(&shim, known));
+    let served = || live().find(|(_, task)| shim::parent(host, task.init.pid).is_ok_and(|parent| parent == Some(pid)));
+    Ok(named.or_else(|| served().map(|(known, _)| known)).map(|known| known.who("its shim")))
+}
+
+/// True if the shim was started for this container.
+pub fn serves(shim: &Shim, known: &Known) -> bool {
+    let name = &known.container.name;
+    shim.namespace == name.namespace.as_str() && shim.id == name.id.as_str()
 }
 
 fn pid_namespace(host: &Host, pid: &Path) -> Option<PathBuf> {
     fs::read_link(host.proc.join(pid).join("ns/pid")).ok()
 }
 
-/// Field 4 of `/proc/<pid>/stat`, counted from behind the name.
-pub fn parent(host: &Host, pid: i32) -> Option<i32> {
-    let stat = fs::read(host.proc_of(pid, "stat")).ok()?;
-    let end = stat.iter().rposition(|&b| b == b')')?;
-    std::str::from_utf8(stat.get(end + 1..)?).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
-}
-
-/// True for a shim's command line.
-pub fn is_shim(command: &[String]) -> bool {
-    let program = command.first().and_then(|program| program.rsplit('/').next());
-    program.is_some_and(|name| name.starts_with("containerd-shim"))
-}
-
-/// `containerd-shim-runc-v2 -namespace default -id web -address …` (`core/runtime/v2/binary.go`); of a pod it is the
-/// sandbox that is named.
-pub fn serves(command: &[String], known: &Known) -> bool {
-    let after =
-        |flag: &str| command.iter().position(|w| w == flag).and_then(|i| command.get(i + 1)).map(String::as_str);
-    let name = &known.container.name;
-    after("-namespace") == Some(name.namespace.as_str()) && after("-id") == Some(name.id.as_str())
-}
-
 /// The paths of a process' cgroups, without the root ones.
 fn cgroups(host: &Host, pid: i32) -> Result<Vec<PathBuf>> {
-    let table = proc_file(host, pid, "cgroup")?;
+    let table = shim::of_process(host, pid, "cgroup")?;
     let table = String::from_utf8_lossy(&table);
     let mut paths: Vec<PathBuf> =
         table.lines().filter_map(|line| line.splitn(3, ':').nth(2)).map(PathBuf::from).collect();
