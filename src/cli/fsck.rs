@@ -126,8 +126,11 @@ fn print_home(out: &mut dyn Write, home: &[Home]) -> Result<()> {
             Outcome::Nothing => "nothing",
         };
         let memory = if one.lives { ", with its memory" } else { "" };
-        let because =
-            if one.because.is_empty() { String::new() } else { format!(", because {}", one.because.join("; ")) };
+        let because = match (one.because.is_empty(), one.outcome) {
+            (true, _) => String::new(),
+            (false, Outcome::Whole) => format!("; {}", one.because.join("; ")),
+            (false, _) => format!(", because {}", one.because.join("; ")),
+        };
         render::print(out, &render::safe(&format!("{}{name}: {what}{memory}{because}", one.container)))?;
         if !one.command.is_empty() {
             render::print(out, &render::safe(&format!("    {}", one.command)))?;

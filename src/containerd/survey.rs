@@ -16,9 +16,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::meta::{self, MetaDb};
+use super::{
+    meta::{self, MetaDb, Origin},
+    schema,
+};
 use crate::{
-    bolt::{Bucket, Db},
+    bolt::{Bucket, Reading},
     corrupt::Corrupt,
     error::Result,
     host::{Host, database},
@@ -71,6 +74,8 @@ pub struct Namespace {
     pub sandboxes: BTreeSet<String>,
     /// The ways to records that are there and cannot be read: `containers/web`.
     pub unreadable: BTreeSet<String>,
+    /// The ways to records that were put together from what is left of a damaged file, and why.
+    pub doubtful: BTreeMap<String, String>,
 }
 
 /// An image's record.
@@ -162,13 +167,15 @@ impl Survey {
     pub fn records(&self) -> Records {
         let mut all = Records::default();
         let mut walk = Walk { damage: &mut all.damage };
-        let db = match Db::open(&self.bytes) {
-            Ok(db) => db,
+        // Of a damaged file, all that can be put together.
+        let reading = match Reading::of(&self.bytes, &schema::META) {
+            Ok(reading) => reading,
             Err(e) => {
                 walk.damage.add("", e);
                 return all;
             }
         };
+        let db = reading.db(&self.bytes);
         for (name, bucket) in walk.buckets(&db.root(), "") {
             if name == "v1" {
                 for (name, bucket) in walk.buckets(&bucket, "v1") {
@@ -234,33 +241,37 @@ impl Walk<'_> {
         &mut self,
         place: &str,
         way: String,
-        found: Result<T, Corrupt>,
-        unreadable: &mut BTreeSet<String>,
+        record: &Bucket<'_>,
+        read: impl FnOnce(&Bucket<'_>) -> Result<T, Corrupt>,
+        into: &mut Namespace,
     ) -> Option<T> {
-        let found = self.value(&format!("{place}/{way}"), found);
-        if found.is_none() {
-            unreadable.insert(way);
+        let found = self.value(&format!("{place}/{way}"), read(record));
+        match (&found, Origin::from(record.origin).doubt()) {
+            (None, _) => drop(into.unreadable.insert(way)),
+            (Some(_), Some(doubt)) => drop(into.doubtful.insert(way, doubt)),
+            (Some(_), None) => {}
         }
         found
     }
 
     fn namespace(&mut self, bucket: &Bucket<'_>, place: &str, into: &mut Namespace) {
         for (name, record) in self.below(bucket, place, "images") {
-            let found = self.record(place, format!("images/{name}"), image(&record), &mut into.unreadable);
+            let found = self.record(place, format!("images/{name}"), &record, image, into);
             into.images.extend(found.map(|record| (name, record)));
         }
         for (id, record) in self.below(bucket, place, "containers") {
-            let found = self.record(place, format!("containers/{id}"), container(&record), &mut into.unreadable);
+            let found = self.record(place, format!("containers/{id}"), &record, container, into);
             into.containers.extend(found.map(|record| (id, record)));
         }
         for (snapshotter, bucket) in self.below(bucket, place, "snapshots") {
-            let all = into.snapshots.entry(snapshotter.clone()).or_default();
+            let mut all = BTreeMap::new();
             for (key, record) in self.buckets(&bucket, &format!("{place}/snapshots/{snapshotter}")) {
                 let way = format!("snapshots/{snapshotter}/{key}");
                 let children = self.names(&record, &format!("{place}/{way}"), "children").into_iter().collect();
-                let found = self.record(place, way, snapshot(&record, children), &mut into.unreadable);
+                let found = self.record(place, way, &record, |record| snapshot(record, children), into);
                 all.extend(found.map(|record| (key, record)));
             }
+            into.snapshots.insert(snapshotter, all);
         }
         if let Some(content) = self.value(&format!("{place}/content"), bucket.bucket("content")).flatten() {
             self.content(&content, &format!("{place}/content"), into);

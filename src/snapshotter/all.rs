@@ -11,8 +11,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::database::METADATA;
 use crate::{
-    bolt::{Bucket, Db, Item},
+    bolt::{Bucket, Item, Reading},
     corrupt::Corrupt,
     id::SnapshotId,
     record,
@@ -68,7 +69,8 @@ impl Entries {
     }
 
     fn walk(&mut self, bytes: &[u8]) -> Result<(), Corrupt> {
-        let db = Db::open(bytes)?;
+        let reading = Reading::of(bytes, &METADATA)?;
+        let db = reading.db(bytes);
         // A snapshotter that was never used has a database without buckets.
         let Some(v1) = db.root().bucket("v1")? else { return Ok(()) };
         for found in v1.bucket("snapshots")?.iter().flat_map(Bucket::buckets) {

@@ -26,7 +26,7 @@ use crate::{
 const MAX_PARENTS: usize = 4096;
 
 /// The whole database, for one that is damaged.
-static METADATA: Kind = Kind { required: &["v1"], ..Kind::parts("root", &[("v1", Field::Bucket(&V1))]) };
+pub(super) static METADATA: Kind = Kind { required: &["v1"], ..Kind::parts("root", &[("v1", Field::Bucket(&V1))]) };
 static V1: Kind = Kind {
     others: Others::Unknown,
     ..Kind::parts("v1", &[("snapshots", Field::Bucket(&SNAPSHOTS)), ("parents", Field::Bucket(&VALUES))])

@@ -250,7 +250,7 @@ const PLACES: &[(&str, &str)] = &[
 ];
 
 /// Where it keeps its snapshots: where the configuration says, else where it usually does.
-fn directory_of(host: &Host, snapshotter: &str) -> Result<PathBuf> {
+pub fn directory_of(host: &Host, snapshotter: &str) -> Result<PathBuf> {
     let usual = host.snapshotter_dir(snapshotter)?;
     if host.snapshotters.contains_key(snapshotter) || usual.join("metadata.db").exists() {
         return Ok(usual);

@@ -25,7 +25,10 @@ use crate::{
     error::{Error, Result},
     host::{Host, database},
     interrupt,
-    snapshotter::all::{self, Entries, Entry, Kind, Shape},
+    snapshotter::{
+        self,
+        all::{self, Entries, Entry, Kind, Shape},
+    },
 };
 
 /// One snapshotter.
@@ -41,7 +44,7 @@ pub fn read_all(host: &Host, records: &Records, findings: &mut Findings) -> Resu
     let mut found = BTreeMap::new();
     for name in names(host, records) {
         interrupt::check()?;
-        let dir = host.snapshotter_dir(&name);
+        let dir = snapshotter::directory_of(host, &name);
         let db = dir.join("metadata.db");
         let bytes = match database::read(host, &db) {
             Ok(bytes) => bytes,
@@ -68,7 +71,8 @@ pub fn read_all(host: &Host, records: &Records, findings: &mut Findings) -> Resu
 fn names(host: &Host, records: &Records) -> BTreeSet<String> {
     let on_record = records.namespaces.values().flat_map(|ns| &ns.snapshots).filter(|(_, all)| !all.is_empty());
     let mut names: BTreeSet<String> = on_record.map(|(name, _)| name.clone()).collect();
-    let has_db = |name: &String| fs::symlink_metadata(host.snapshotter_dir(name).join("metadata.db")).is_ok();
+    let has_db =
+        |name: &String| fs::symlink_metadata(snapshotter::directory_of(host, name).join("metadata.db")).is_ok();
     let entries = fs::read_dir(&host.root).into_iter().flatten().flatten();
     let below = entries.filter_map(|e| {
         e.file_name().to_str().and_then(|name| name.strip_prefix("io.containerd.snapshotter.v1.")).map(str::to_owned)

@@ -112,6 +112,8 @@ codes! {
         "records in the damaged pages cannot be read" "copy the file before containerd starts; dewar ls lists what is left";
     RECORD_UNREADABLE "record-unreadable" Error
         "what it says is lost to containerd and to us" "";
+    RECORD_SALVAGED "record-salvaged" Warning
+        "containerd cannot read it where it stands; dewar can" "";
     DATABASE_UNREADABLE "database-unreadable" Error
         "nothing that only this database knows can be found or checked" "";
     CONTAINER_IMAGE_MISSING "container-image-missing" Warning

@@ -36,7 +36,7 @@ pub use content::Progress;
 pub use finding::{CODES, Code, Finding, Severity};
 pub use home::{Home, Outcome};
 
-use finding::{DATABASE_DAMAGED, DATABASE_UNREADABLE, Findings, RECORD_UNREADABLE};
+use finding::{DATABASE_DAMAGED, DATABASE_UNREADABLE, Findings, RECORD_SALVAGED, RECORD_UNREADABLE};
 
 /// How to look.
 #[derive(Clone, Copy, Default)]
@@ -144,6 +144,12 @@ fn meta(host: &Host, findings: &mut Findings) -> Result<Records> {
     structure(survey.path(), survey.bytes(), "meta.db", findings);
     let records = survey.records();
     damage(survey.path(), &records.damage, findings);
+    for (name, ns) in &records.namespaces {
+        for (way, doubt) in &ns.doubtful {
+            let way = format!("v1/{name}/{way}");
+            findings.add(&RECORD_SALVAGED, format!("record {way}"), way_in(survey.path(), &way), doubt);
+        }
+    }
     Ok(records)
 }
 

@@ -26,7 +26,10 @@ use crate::{
     },
     oci::{image::Descriptor, runtime::Spec},
     proto::{self, Any},
-    snapshotter::all::{self, Entries},
+    snapshotter::{
+        self,
+        all::{self, Entries},
+    },
 };
 
 /// One store.
@@ -222,7 +225,7 @@ fn backends(host: &Host, records: &Records) -> Result<BTreeMap<String, (PathBuf,
     let mut found = BTreeMap::new();
     let names: BTreeSet<&String> = records.namespaces.values().flat_map(|ns| ns.snapshots.keys()).collect();
     for name in names.into_iter().filter(|name| !name.contains('/') && !name.contains('\0')) {
-        let dir = host.snapshotter_dir(name);
+        let dir = snapshotter::directory_of(host, name);
         match database::read(host, &dir.join("metadata.db")) {
             Ok(bytes) => drop(found.insert(name.clone(), (dir, Entries::read(&bytes)))),
             Err(e @ Error::DaemonRunning { .. }) => return Err(e),
