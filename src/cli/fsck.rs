@@ -9,7 +9,10 @@ use dewar::{
     error::Result,
     host::Host,
     id::Namespace,
-    job::fsck::{self, Finding, Home, Options, Outcome, Report, Severity},
+    job::{
+        fsck::{self, Finding, Home, Options, Outcome, Report, Severity},
+        locate::with_causes,
+    },
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -29,10 +32,18 @@ pub struct Args {
 /// Exit status 0: sound (there may be notes); 1: errors or warnings; 2: could not look.
 pub fn run(args: &Args, hosts: Vec<Host>, namespace: Option<&Namespace>, out: &mut dyn Write) -> Result<ExitCode> {
     let options = Options { quick: args.quick, namespace };
-    let mut reports = Vec::new();
+    let (mut reports, mut failed) = (Vec::new(), Vec::new());
     for host in &hosts {
-        reports.push(judge(host, options)?);
+        match judge(host, options) {
+            Ok(report) => reports.push(report),
+            Err(e) => failed.push(e),
+        }
     }
+    // A store that cannot be looked at hides no other.
+    if let Some(last) = failed.pop_if(|_| reports.is_empty()) {
+        return Err(last);
+    }
+    failed.iter().for_each(|e| render::warn(&format!("{}: this store is left out", with_causes(e))));
     if args.json {
         render::json(out, &reports)?;
     } else {
@@ -40,7 +51,7 @@ pub fn run(args: &Args, hosts: Vec<Host>, namespace: Option<&Namespace>, out: &m
             print(out, report, reports.len() > 1)?;
         }
     }
-    let is_sound = reports.iter().all(Report::is_sound);
+    let is_sound = failed.is_empty() && reports.iter().all(Report::is_sound);
     Ok(if is_sound { ExitCode::SUCCESS } else { ExitCode::from(FINDINGS) })
 }
 

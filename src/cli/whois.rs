@@ -25,18 +25,18 @@ pub struct Args {
 
 /// Exit status 0: something is known of each thing; 1: of some nothing is; 2: could not look.
 pub fn run(args: &Args, hosts: Vec<Host>, namespace: Option<&Namespace>, out: &mut dyn Write) -> Result<ExitCode> {
-    let stores = super::open(hosts)?;
-    let answers = whois::whois(&stores, namespace, &args.things)?;
+    let opened = super::open(hosts)?;
+    let answers = whois::whois(&opened.stores, namespace, &args.things)?;
     if args.json {
         render::json(out, &answers)?;
     } else {
-        let mut page = Page { out, several: stores.len() > 1 };
+        let mut page = Page { out, several: opened.stores.len() > 1 };
         for answer in &answers {
             page.answer(answer)?;
         }
     }
     let mut unknown = answers.iter().filter(|answer| answer.found.is_empty()).peekable();
-    let code = if unknown.peek().is_some() { ExitCode::from(FINDINGS) } else { ExitCode::SUCCESS };
+    let code = opened.exit(if unknown.peek().is_some() { FINDINGS } else { 0 });
     unknown.for_each(|answer| render::warn(&format!("nothing is known of {}", answer.thing)));
     Ok(code)
 }

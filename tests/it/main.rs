@@ -10,12 +10,12 @@ mod damage;
 mod determinism;
 /// Bad input: what is said, and that nothing half-written stays.
 mod errors;
-/// The fuzzed parsers on the inputs that are kept.
-mod fuzz;
 /// `fsck` finds every damage, and only that.
 mod fsck;
 /// `fsck` on records that contradict one another.
 mod fsck_records;
+/// The fuzzed parsers on the inputs that are kept.
+mod fuzz;
 /// `Sandbox`: a machine's containerd directories from a fixture, and `dewar` run on them.
 mod harness;
 /// Hostile bytes: fixtures cut at every length, every byte changed.
@@ -48,7 +48,7 @@ mod tar_form;
 mod trouble;
 /// `verify` finds every damage, all at once.
 mod verify;
-/// Databases that another writer of bolt files made: large, random, at work.
-mod writer;
 /// `whois` tells whose a thing is.
 mod whois;
+/// Databases that another writer of bolt files made: large, random, at work.
+mod writer;

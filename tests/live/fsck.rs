@@ -270,6 +270,7 @@ fn a_pod_is_told_by_pid_and_log() {
     let pid = lab.sh(&format!("cat {TASKS}/k8s.io/{id}/init.pid"));
     let found = dewar_json(&lab, &["whois", "--json", pid.trim(), "/var/log/pods/shop/web/0.log", &id[..12]]);
     let right = format!("k8s.io/{id}");
+    assert_eq!(found[0]["found"][0]["container"]["name"], "shop/web", "{found:#}");
     assert_eq!(found[0]["found"][0]["container"]["container"], right, "{found:#}");
     assert_eq!(found[1]["found"][0]["containers"][0]["container"], right, "{found:#}");
     assert_eq!(found[2]["found"][0]["container"], right, "{found:#}");

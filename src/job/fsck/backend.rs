@@ -44,7 +44,14 @@ pub fn read_all(host: &Host, records: &Records, findings: &mut Findings) -> Resu
     let mut found = BTreeMap::new();
     for name in names(host, records) {
         interrupt::check()?;
-        let dir = snapshotter::directory_of(host, &name);
+        let dir = match snapshotter::directory_of(host, &name) {
+            Ok(dir) => dir,
+            Err(e) => {
+                let place = host.root.display();
+                findings.add(&DATABASE_UNREADABLE, format!("snapshotter {name}"), place, with_causes(&e));
+                continue;
+            }
+        };
         let db = dir.join("metadata.db");
         let bytes = match database::read(host, &db) {
             Ok(bytes) => bytes,
@@ -71,8 +78,9 @@ pub fn read_all(host: &Host, records: &Records, findings: &mut Findings) -> Resu
 fn names(host: &Host, records: &Records) -> BTreeSet<String> {
     let on_record = records.namespaces.values().flat_map(|ns| &ns.snapshots).filter(|(_, all)| !all.is_empty());
     let mut names: BTreeSet<String> = on_record.map(|(name, _)| name.clone()).collect();
-    let has_db =
-        |name: &String| fs::symlink_metadata(snapshotter::directory_of(host, name).join("metadata.db")).is_ok();
+    let has_db = |name: &String| {
+        snapshotter::directory_of(host, name).is_ok_and(|dir| fs::symlink_metadata(dir.join("metadata.db")).is_ok())
+    };
     let entries = fs::read_dir(&host.root).into_iter().flatten().flatten();
     let below = entries.filter_map(|e| {
         e.file_name().to_str().and_then(|name| name.strip_prefix("io.containerd.snapshotter.v1.")).map(str::to_owned)

@@ -10,8 +10,8 @@ use crate::{
     job::{
         layers,
         locate::{self, Target, with_causes},
-        select::human_name,
         store::Store,
+        who,
     },
 };
 
@@ -63,7 +63,8 @@ pub fn home(store: &Store, namespace: Option<&Namespace>, images: &Images, conte
 }
 
 fn one(store: &Store, container: Container, images: &Images, content: &Checked) -> Home {
-    let (id, name) = (container.name.to_string(), human_name(&container.labels));
+    let name = who::is(store, &container).unwrap_or_default().names.into_iter().next().unwrap_or_default();
+    let id = container.name.to_string();
     let (outcome, lives, because) = match locate::locate(store, container) {
         Ok(target) => {
             let (outcome, because) = judge(store, &target, images, content);

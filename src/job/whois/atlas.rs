@@ -21,8 +21,8 @@ use crate::{
     job::{
         documents::{Documents, Local},
         locate::{self, TaskState},
-        select::human_name,
         store::Store,
+        who,
     },
     oci::{image::Descriptor, runtime::Spec},
     proto::{self, Any},
@@ -49,7 +49,7 @@ pub struct Atlas<'a> {
 pub struct Known {
     /// Its record.
     pub container: Container,
-    /// `pod/container`, or the name nerdctl gave; may be empty.
+    /// Its most usual name; may be empty.
     pub human: String,
     spec: OnceCell<Spec>,
     task: OnceCell<TaskState>,
@@ -78,7 +78,7 @@ impl<'a> Atlas<'a> {
         let mut containers = Vec::new();
         store.for_each_container(|record| {
             let in_scope = |c: &Container| namespace.is_none_or(|ns| *ns == c.name.namespace);
-            containers.extend(record.ok().filter(in_scope).map(Known::of));
+            containers.extend(record.ok().filter(in_scope).map(|container| Known::of(store, container)));
         })?;
         let backends = backends(&store.host, &records)?;
         Ok(Self { store, records, backends, containers, images: OnceCell::new() })
@@ -225,7 +225,7 @@ fn backends(host: &Host, records: &Records) -> Result<BTreeMap<String, (PathBuf,
     let mut found = BTreeMap::new();
     let names: BTreeSet<&String> = records.namespaces.values().flat_map(|ns| ns.snapshots.keys()).collect();
     for name in names.into_iter().filter(|name| !name.contains('/') && !name.contains('\0')) {
-        let dir = snapshotter::directory_of(host, name);
+        let Ok(dir) = snapshotter::directory_of(host, name) else { continue };
         match database::read(host, &dir.join("metadata.db")) {
             Ok(bytes) => drop(found.insert(name.clone(), (dir, Entries::read(&bytes)))),
             Err(e @ Error::DaemonRunning { .. }) => return Err(e),
@@ -237,8 +237,8 @@ fn backends(host: &Host, records: &Records) -> Result<BTreeMap<String, (PathBuf,
 }
 
 impl Known {
-    fn of(container: Container) -> Self {
-        let human = human_name(&container.labels);
+    fn of(store: &Store, container: Container) -> Self {
+        let human = who::is(store, &container).unwrap_or_default().names.into_iter().next().unwrap_or_default();
         Self { container, human, spec: OnceCell::new(), task: OnceCell::new(), log: OnceCell::new() }
     }
 
