@@ -16,10 +16,9 @@ use std::{
 
 use serde::Deserialize;
 
-use super::task;
 use crate::{
     error::{At, Result},
-    host::Host,
+    host::{Host, document},
 };
 
 /// `__SO_ACCEPTCON`.
@@ -32,7 +31,7 @@ struct Bootstrap {
 
 /// The socket of the shim that serves a bundle; `None` if none is on record, or it is no socket with a path.
 pub fn socket(bundle: &Path) -> Option<PathBuf> {
-    let file = |name: &str| task::small_file(&bundle.join(name)).ok().flatten();
+    let file = |name: &str| document::read(bundle, &[name]).ok().flatten();
     let bootstrap = file("bootstrap.json").and_then(|bytes| serde_json::from_slice::<Bootstrap>(&bytes).ok());
     let address = bootstrap.map(|b| b.address).or_else(|| String::from_utf8(file("address")?).ok())?;
     let path = address.trim().strip_prefix("unix://")?;

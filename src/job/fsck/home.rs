@@ -100,7 +100,7 @@ fn judge(store: &Store, target: &Target, images: &Images, content: &Checked) -> 
         },
     };
     because.extend(lack);
-    match layers::committed(store, &target.container, None) {
+    match layers::of(store, target, None) {
         Ok(_) if !is_specless => (Outcome::ImageRecreated, because),
         Ok(_) => (Outcome::FilesOnly, because),
         Err(e) => {

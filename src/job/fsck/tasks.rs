@@ -159,7 +159,7 @@ impl Check<'_> {
                 if fs::symlink_metadata(&bundle).is_ok() {
                     continue;
                 }
-                let Ok(Some(task)) = runtime::read(root, &container.name) else { continue };
+                let Ok(Some(task)) = runtime::read(self.host, root, &container.name) else { continue };
                 if task.runtime_bundle != bundle {
                     continue;
                 }
