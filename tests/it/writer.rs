@@ -301,7 +301,7 @@ fn a_thousand_copies_beside_a_writer_at_work_are_each_of_one_commit() {
     assert!(database::read(&Host::default(), &path).is_err(), "the writer has no lock");
     let done = AtomicBool::new(false);
     let mut seen = std::collections::BTreeSet::new();
-    let mut commits = 0;
+    let (mut copies, mut commits) = (0, 0);
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
             let mut random = Random(7);
@@ -319,12 +319,15 @@ fn a_thousand_copies_beside_a_writer_at_work_are_each_of_one_commit() {
         });
         // Also when a copy is found to be bad.
         let stop = Stop(&done);
-        let copies = (0..1000).map(|_| database::read(&host, &path).map(|bytes| commit_of(&bytes)));
-        let read: Result<Vec<_>, _> = copies.collect();
+        // On a busy machine the writer may not get far in a thousand copies.
+        while copies < 1000 || seen.len() <= 100 && copies < 50_000 {
+            let copy = database::read(&host, &path).map(|bytes| commit_of(&bytes));
+            seen.insert(copy.unwrap());
+            copies += 1;
+        }
         drop(stop);
         commits = writer.join().unwrap();
-        seen.extend(read.unwrap());
     });
-    eprintln!("1000 copies of {} different ones of {commits} commits", seen.len());
-    assert!(seen.len() > 100 && commits > 1000, "the writer was not at work");
+    eprintln!("{copies} copies of {} different ones of {commits} commits", seen.len());
+    assert!(seen.len() > 100, "the writer was not at work");
 }
