@@ -21,6 +21,9 @@ pub const END: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
 /// More extended header than this and Go's reader, hence containerd's, refuses the archive (archive/tar `maxSpecialFileSize`).
 pub const MAX_RECORDS: usize = 1 << 20;
 
+/// The record that POSIX has every reader pass over.
+const COMMENT: &[u8] = b"comment";
+
 /// What an entry is: its typeflag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -81,11 +84,34 @@ pub struct Header<'a> {
 impl Header<'_> {
     /// The blocks that announce this entry.
     pub fn encode(&self) -> Vec<u8> {
-        let records = self.records();
+        self.encode_with(&self.records())
+    }
+
+    /// The same for an entry whose blocks begin at `at` in the archive, filled by a comment so that its content begins at a
+    /// multiple of `align` (of [`BLOCK`]s, and no less than 2 KiB): there a file system can put it without copying.
+    pub fn encode_aligned(&self, at: u64, align: u64) -> Vec<u8> {
+        let plain = self.encode();
+        if (at + plain.len() as u64).is_multiple_of(align) {
+            return plain;
+        }
+        let mut records = self.records();
+        // Between the header of the extended header and that of the entry.
+        let room = align - (at + 2 * BLOCK as u64) % align;
+        // A comment of no length takes this much, and the records must not be cut.
+        let least = (records.len() + COMMENT.len() + 6) as u64;
+        let room = room + least.saturating_sub(room).div_ceil(align) * align;
+        let len = usize::try_from(room).map_or(0, |room| room - records.len());
+        // The length stands before it, and counts its own digits.
+        let value = len.saturating_sub(digits(len) + COMMENT.len() + 3);
+        record(&mut records, COMMENT, &vec![b' '; value]);
+        self.encode_with(&records)
+    }
+
+    fn encode_with(&self, records: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(BLOCK * 3 + records.len());
         if !records.is_empty() {
             out.extend(extended(self.path, records.len()));
-            out.extend(&records);
+            out.extend(records);
             out.resize(out.len() + padding(records.len() as u64), 0);
         }
         out.extend(self.block());
@@ -337,6 +363,26 @@ mod tests {
         let xattrs = [(b"user.b".to_vec(), b"\0\n=\xff".to_vec()), (b"user.empty".to_vec(), Vec::new())];
         let records = Header { xattrs: &xattrs, ..file(b"f") }.records();
         assert_eq!(records, b"28 SCHILY.xattr.user.b=\0\n=\xff\n28 SCHILY.xattr.user.empty=\n");
+    }
+
+    #[test]
+    fn content_begins_where_a_block_of_the_disk_begins_whatever_stands_before() {
+        let large = Header { size: 1 << 33, ..file(&[b'n'; 101]) };
+        for header in [file(b"f"), large] {
+            for align in [4096, 65_536] {
+                for at in (0..align).step_by(BLOCK) {
+                    let bytes = header.encode_aligned(at, align);
+                    assert_eq!((at + bytes.len() as u64) % align, 0, "at {at}");
+                    assert!((bytes.len() as u64) < align + 4096);
+                    let mut archive = tar::Archive::new(&bytes[..]);
+                    let mut entry = archive.entries().unwrap().next().unwrap().unwrap();
+                    assert_eq!((entry.path_bytes().as_ref(), entry.size()), (header.path, header.size));
+                    let records = entry.pax_extensions().unwrap().into_iter().flatten();
+                    let kept: Vec<_> = records.map(|r| r.unwrap().key().unwrap().to_owned()).collect();
+                    assert!(kept.iter().filter(|key| *key == "comment").count() <= 1, "{kept:?}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -304,10 +304,9 @@ impl Output {
         match self {
             Self::Stdout { layout, .. } if filled => archive::write(layout, out),
             Self::Tar { path, layout, _folder: folder } if filled => {
-                let mut file = tempfile::NamedTempFile::new_in(folder.path()).at("write into", folder.path())?;
-                archive::write(layout, io::BufWriter::with_capacity(1 << 20, file.as_file_mut()))?;
-                file.as_file().sync_all().at("sync", path)?;
-                file.persist_noclobber(path).map_err(|e| e.error).at("create", path)?;
+                let made = archive::turn_into_file(layout, folder.path())?;
+                let made = tempfile::TempPath::try_from_path(made).at("find", path)?;
+                made.persist_noclobber(path).map_err(|e| e.error).at("create", path)?;
                 let beside = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
                 File::open(beside).and_then(|dir| dir.sync_all()).at("sync", beside)
             }

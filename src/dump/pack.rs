@@ -1,56 +1,55 @@
 //! The CRIU tar: plain, flat, in order of names, as runc's and containerd's restore unpack it.
 
-use std::{
-    fs::{self, File},
-    io::{self, Write},
-};
+use std::{fs, path::Path};
 
-use tar::{EntryType, Header};
 use walkdir::WalkDir;
 
 use super::Images;
 use crate::{
     error::{At, Error, Result},
-    interrupt,
-    layout::{Blob, Staging},
+    layout::{Blob, Staging, assembly::Assembly},
+    pax::{Header, Time, Type},
 };
 
-/// Packs the images into a blob and removes them one by one, so that memory stands on disk twice for one file only.
+/// Makes the images a blob. The largest of them, memory, becomes the blob itself where the file system allows it; all
+/// are gone afterwards.
 ///
 /// CRIU's statistics go along: a restore passes them over, people and tools read them.
 pub fn pack(images: &Images, staging: &Staging) -> Result<Blob> {
-    let mut tar = tar::Builder::new(staging.blob()?);
+    let mut tar = Assembly::default();
     for entry in WalkDir::new(&images.dir).min_depth(1).max_depth(1).sort_by_file_name() {
-        interrupt::check()?;
         let entry = entry.map_err(|e| Error::malformed(&images.dir, e))?;
-        append(&mut tar, entry.path(), &entry.file_name().to_string_lossy())?;
+        push(&mut tar, entry.path(), &entry.file_name().to_string_lossy())?;
     }
     if images.stats.exists() {
-        append(&mut tar, &images.stats, "stats-dump")?;
+        push(&mut tar, &images.stats, "stats-dump")?;
     }
-    let mut blob = tar.into_inner().at("write", "the CRIU tar")?;
-    blob.flush().at("write", "the CRIU tar")?;
-    blob.complete()
+    staging.assemble(tar)
 }
 
-fn append(tar: &mut tar::Builder<crate::layout::BlobWriter>, path: &std::path::Path, name: &str) -> Result<()> {
+fn push(tar: &mut Assembly, path: &Path, name: &str) -> Result<()> {
     let meta = fs::symlink_metadata(path).at("look at", path)?;
-    let mut header = Header::new_gnu();
-    header.set_mode(0o600);
-    header.set_mtime(0);
+    let file = Header {
+        kind: Type::File,
+        path: name.as_bytes(),
+        link: b"",
+        mode: 0o600,
+        uid: 0,
+        gid: 0,
+        size: meta.len(),
+        mtime: Time::default(),
+        device: (0, 0),
+        xattrs: &[],
+    };
     if meta.is_symlink() {
         // `parent`: an earlier pre-dump. We make none, but a configuration file of CRIU's may.
-        header.set_entry_type(EntryType::Symlink);
-        header.set_size(0);
         let target = fs::read_link(path).at("read", path)?;
-        return tar.append_link(&mut header, name, target).at("write", "the CRIU tar");
+        tar.push(&Header { kind: Type::Symlink, link: target.as_os_str().as_encoded_bytes(), size: 0, ..file }, None);
+        return Ok(());
     }
     if !meta.is_file() {
         return Err(Error::malformed(path, "is no regular file: CRIU writes none such"));
     }
-    header.set_entry_type(EntryType::Regular);
-    header.set_size(meta.len());
-    let file = File::open(path).at("read", path)?;
-    tar.append_data(&mut header, name, io::Read::take(file, meta.len())).at("write", "the CRIU tar")?;
-    fs::remove_file(path).at("remove", path)
+    tar.push(&file, Some(path.to_owned()));
+    Ok(())
 }

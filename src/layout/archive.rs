@@ -1,32 +1,41 @@
 //! The tar form of a layout: one plain tar that `ctr images import` reads from a pipe.
 
-use std::{io::Write, path::Path};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
-use tar::{Builder, EntryType, Header};
-
-use super::{Layout, open_regular};
+use super::{Layout, assembly::Assembly, open_regular};
 use crate::{
     digest::Digest,
     error::{At, Error, Result},
-    interrupt,
+    pax::{Header, Time, Type},
 };
 
 /// Writes the layout as a tar: `oci-layout`, `index.json`, then the folders and blobs in order of their digests.
 /// All times are 0, all owners root, so the same layout gives the same bytes.
-pub fn write(layout: &Layout, out: impl Write) -> Result<()> {
-    let mut tar = Builder::new(out);
+pub fn write(layout: &Layout, out: &mut dyn Write) -> Result<()> {
+    assembly(layout)?.stream(out)
+}
+
+/// The same as a synced file in `dir`, which lies on the layout's file system. It uses the layout up: its largest blob
+/// becomes that file where the file system allows it.
+pub fn turn_into_file(layout: &Layout, dir: &Path) -> Result<PathBuf> {
+    Ok(assembly(layout)?.into_file(dir, false)?.path)
+}
+
+fn assembly(layout: &Layout) -> Result<Assembly> {
+    let mut tar = Assembly::default();
     for name in ["oci-layout", "index.json"] {
-        append(&mut tar, name, &layout.dir().join(name))?;
+        push(&mut tar, name, &layout.dir().join(name))?;
     }
     for name in ["blobs/", "blobs/sha256/"] {
-        let mut header = header(EntryType::Directory, 0o755, 0);
-        tar.append_data(&mut header, name, std::io::empty()).at("write", "the tar form")?;
+        tar.push(&header(Type::Directory, name, 0o755, 0), None);
     }
     for digest in blobs(layout)? {
-        interrupt::check()?;
-        append(&mut tar, &format!("blobs/sha256/{}", digest.to_hex()), &layout.blob_path(&digest))?;
+        push(&mut tar, &format!("blobs/sha256/{}", digest.to_hex()), &layout.blob_path(&digest))?;
     }
-    tar.into_inner().and_then(|mut out| out.flush()).at("write", "the tar form")
+    Ok(tar)
 }
 
 fn blobs(layout: &Layout) -> Result<Vec<Digest>> {
@@ -39,20 +48,13 @@ fn blobs(layout: &Layout) -> Result<Vec<Digest>> {
     Ok(digests)
 }
 
-fn header(kind: EntryType, mode: u32, size: u64) -> Header {
-    let mut header = Header::new_ustar();
-    header.set_entry_type(kind);
-    header.set_mode(mode);
-    header.set_size(size);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    header
+fn header(kind: Type, name: &str, mode: u32, size: u64) -> Header<'_> {
+    let (path, link, mtime) = (name.as_bytes(), &b""[..], Time::default());
+    Header { kind, path, link, mode, uid: 0, gid: 0, size, mtime, device: (0, 0), xattrs: &[] }
 }
 
-fn append<W: Write>(tar: &mut Builder<W>, name: &str, path: &Path) -> Result<()> {
-    let file = open_regular(path)?;
-    let size = file.metadata().at("read", path)?.len();
-    let mut header = header(EntryType::Regular, 0o644, size);
-    tar.append_data(&mut header, name, file).at("write", "the tar form")
+fn push(tar: &mut Assembly, name: &str, path: &Path) -> Result<()> {
+    let size = open_regular(path)?.metadata().at("read", path)?.len();
+    tar.push(&header(Type::File, name, 0o644, size), Some(path.to_owned()));
+    Ok(())
 }

@@ -26,6 +26,7 @@ use crate::{
 };
 
 pub mod archive;
+pub mod assembly;
 pub mod blob;
 pub mod index;
 pub mod read;

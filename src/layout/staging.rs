@@ -9,10 +9,14 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{Blob, BlobWriter, Layout, private_dirs, read, sync_dir, untar};
+use super::{
+    Blob, BlobWriter, Layout,
+    assembly::{Assembled, Assembly},
+    private_dirs, read, sync_dir, untar,
+};
 use crate::{
     digest::Digest,
-    error::{At, Result},
+    error::{At, Error, Result},
     sparse::SparseFile,
 };
 
@@ -116,6 +120,20 @@ impl Staging {
     /// Begins a blob.
     pub fn blob(&self) -> Result<BlobWriter> {
         BlobWriter::begin(self.dir.path().join("blobs"))
+    }
+
+    /// A file of the staging as a blob: synced already, with this digest.
+    pub fn adopt(&self, path: &Path, digest: Digest, size: u64) -> Result<Blob> {
+        let target = self.path("blobs").join(digest.to_hex());
+        fs::rename(path, &target).at("rename a blob to", target)?;
+        Ok(Blob { digest, size })
+    }
+
+    /// A tar made of files of this staging, as a blob; the files are used up.
+    pub fn assemble(&self, tar: Assembly) -> Result<Blob> {
+        let Assembled { path, digest, size } = tar.into_file(&self.folder("assembly")?, true)?;
+        let digest = digest.ok_or_else(|| Error::malformed(&path, "has no digest"))?;
+        self.adopt(&path, digest, size)
     }
 
     /// A small blob at once.

@@ -1,0 +1,366 @@
+//! A tar made of files that lie on the disk already, written once where the file system allows it.
+//!
+//! ```text
+//! a, b                   small files
+//! P ════════             the largest: its file becomes the tar
+//!
+//! │a│b│P's header│       inserted before its first byte, in whole blocks (`FALLOC_FL_INSERT_RANGE`: ext4, XFS, f2fs)
+//!               ════════│c│end│      appended
+//! ```
+//! Where nothing can be inserted, a new file takes it all by copy_file_range(2), which shares blocks on btrfs and copies
+//! elsewhere. For both, large content begins at a multiple of [`ALIGN`] whatever the file system, so that the bytes are the
+//! same everywhere.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+};
+
+use rustix::{
+    fs::{FallocateFlags, copy_file_range, fallocate},
+    io::Errno,
+};
+
+use super::open_regular;
+use crate::{
+    digest::{Digest, Hasher},
+    error::{At, Error, Result},
+    interrupt,
+    pax::{END, Header, padding},
+};
+
+/// A block of nearly every file system, or a multiple of it.
+const ALIGN: u64 = 4096;
+
+/// Content from this size on is aligned, and worth not being copied.
+const LARGE: u64 = 1 << 20;
+
+/// What is copied or hashed between two looks at the world.
+const STRETCH: u64 = 32 << 20;
+
+/// What is read at once, small enough to be hashed while it is in a processor's cache.
+const PIECE: usize = 256 << 10;
+
+/// A tar to be made.
+#[derive(Debug, Default)]
+pub struct Assembly {
+    members: Vec<Member>,
+    /// Where the next header goes.
+    at: u64,
+}
+
+/// One entry: its header, and the file that has its content.
+#[derive(Debug)]
+struct Member {
+    at: u64,
+    head: Vec<u8>,
+    content: Option<PathBuf>,
+    size: u64,
+}
+
+impl Member {
+    /// Where the content begins.
+    fn body(&self) -> u64 {
+        self.at + self.head.len() as u64
+    }
+
+    /// Where the next entry begins.
+    fn end(&self) -> u64 {
+        self.body() + self.size + padding(self.size) as u64
+    }
+
+    /// The file with the content, which may have become another since it was looked at.
+    fn open(&self, path: &Path) -> Result<File> {
+        let file = open_regular(path)?;
+        match file.metadata().at("read", path)?.len() {
+            len if len == self.size => Ok(file),
+            _ => Err(Error::malformed(path, "its size changes while it is read")),
+        }
+    }
+}
+
+/// A tar that was made.
+#[derive(Debug)]
+pub struct Assembled {
+    /// Its file, synced.
+    pub path: PathBuf,
+    /// Of all its bytes, if that was wanted.
+    pub digest: Option<Digest>,
+    /// In bytes.
+    pub size: u64,
+}
+
+impl Assembly {
+    /// Adds an entry; `header.size` bytes of `content` follow it.
+    pub fn push(&mut self, header: &Header, content: Option<PathBuf>) {
+        let head = if header.size < LARGE { header.encode() } else { header.encode_aligned(self.at, ALIGN) };
+        let member = Member { at: self.at, head, content, size: header.size };
+        self.at = member.end();
+        self.members.push(member);
+    }
+
+    /// How long the tar will be.
+    pub fn size(&self) -> u64 {
+        self.at + END.len() as u64
+    }
+
+    /// Writes it as a stream, and leaves all as it is.
+    pub fn stream(&self, out: &mut dyn Write) -> Result<()> {
+        self.each_piece(&mut |piece| out.write_all(piece))?;
+        out.flush().at("write", "the tar")
+    }
+
+    /// Makes it a file in `dir`, which lies on the same file system as the content. The files of the content are used up,
+    /// also after an error.
+    pub fn into_file(self, dir: &Path, wants_digest: bool) -> Result<Assembled> {
+        let largest = self.members.iter().enumerate().filter(|(_, m)| m.size >= LARGE).max_by_key(|(_, m)| m.size);
+        let (path, digest) = match largest.map(|(at, _)| at) {
+            Some(host) if can_insert(dir) => self.grow(host, dir, wants_digest)?,
+            _ => self.copy(dir, wants_digest)?,
+        };
+        Ok(Assembled { path, digest, size: self.size() })
+    }
+}
+
+impl Assembly {
+    /// Lets the file of one member become the tar. It is read before anything is inserted, for the kernel then forgets
+    /// what it has of it in memory; and written to the disk meanwhile, which inserting requires.
+    fn grow(&self, host: usize, dir: &Path, wants_digest: bool) -> Result<(PathBuf, Option<Digest>)> {
+        let (host, others) = (&self.members[host], self.members.iter().enumerate().filter(|(at, _)| *at != host));
+        let Some(path) = &host.content else { return self.copy(dir, wants_digest) };
+        host.open(path)?;
+        let file = OpenOptions::new().read(true).write(true).open(path).at("open", path)?;
+        let digest = thread::scope(|scope| {
+            let synced = scope.spawn(|| file.sync_data());
+            let digest = wants_digest.then(|| self.hash()).transpose();
+            synced.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked"))).at("sync", path)?;
+            digest
+        })?;
+        if let Err(e) = fallocate(&file, FallocateFlags::INSERT_RANGE, 0, host.body()) {
+            // It is as it was: only what stands before it would have changed its place.
+            return if is_unable(e) { self.copy(dir, wants_digest) } else { Err(io::Error::from(e)).at("write", path) };
+        }
+        file.write_all_at(&host.head, host.at).at("write", path)?;
+        for (_, member) in others {
+            member.place(&file, path, &mut |_| {})?;
+        }
+        self.finish(&file, path)?;
+        Ok((path.clone(), digest))
+    }
+
+    /// A new file takes it all, and what has been copied is removed at once. The digest is made of the copy, on another
+    /// core.
+    fn copy(&self, dir: &Path, wants_digest: bool) -> Result<(PathBuf, Option<Digest>)> {
+        let path = dir.join("assembled");
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path).at("create", &path)?;
+        let digest = thread::scope(|scope| {
+            let (tell, copied) = mpsc::channel();
+            let hashed = wants_digest.then(|| scope.spawn(|| hash_behind(&file, copied)));
+            for member in &self.members {
+                // Nobody listens if no digest is wanted, or if it could not be made, which will be said below.
+                member.place(&file, &path, &mut |end| _ = tell.send(end))?;
+            }
+            file.write_all_at(&END, self.at).at("write", &path)?;
+            let _ = tell.send(self.size());
+            drop(tell);
+            let panicked = || Err(io::Error::other("the thread that hashes panicked"));
+            let digest =
+                hashed.map(|hashed| hashed.join().unwrap_or_else(|_| panicked()).at("read", &path)).transpose();
+            self.finish(&file, &path)?;
+            digest
+        })?;
+        Ok((path, digest))
+    }
+
+    fn finish(&self, file: &File, path: &Path) -> Result<()> {
+        file.write_all_at(&END, self.at).and_then(|()| file.sync_all()).at("write", path)
+    }
+
+    fn hash(&self) -> Result<Digest> {
+        let mut hasher = Hasher::default();
+        self.each_piece(&mut |piece| {
+            hasher.update(piece);
+            Ok(())
+        })?;
+        Ok(hasher.finish())
+    }
+
+    /// Calls `each` with all the bytes of the tar, in order.
+    fn each_piece(&self, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<()> {
+        let mut buffer = vec![0; PIECE];
+        for member in &self.members {
+            each(&member.head).at("write", "the tar")?;
+            let Some(path) = &member.content else { continue };
+            let file = member.open(path)?;
+            let mut at = 0;
+            while at < member.size {
+                interrupt::check()?;
+                // Fits: a piece's length at most.
+                let piece = &mut buffer[..(member.size - at).min(PIECE as u64) as usize];
+                file.read_exact_at(piece, at).at("read", path)?;
+                each(piece).at("write", "the tar")?;
+                at += piece.len() as u64;
+            }
+            each(&END[..padding(member.size)]).at("write", "the tar")?;
+        }
+        each(&END).at("write", "the tar")
+    }
+}
+
+impl Member {
+    /// Puts header and content into their place in `out` and removes the content's own file. Calls `told` with the offset
+    /// up to which all is there; what lies between two entries is zeros because nobody writes it.
+    fn place(&self, out: &File, out_path: &Path, told: &mut dyn FnMut(u64)) -> Result<()> {
+        out.write_all_at(&self.head, self.at).at("write", out_path)?;
+        let Some(path) = &self.content else { return Ok(()) };
+        let file = self.open(path)?;
+        let mut at = 0;
+        while at < self.size {
+            interrupt::check()?;
+            let len = (self.size - at).min(STRETCH);
+            copy(&file, at, out, self.body() + at, len).at("copy", path)?;
+            at += len;
+            told(self.body() + at);
+        }
+        fs::remove_file(path).at("remove", path)
+    }
+}
+
+/// Copies by the kernel, which shares the blocks if it can; by hand where it cannot even copy.
+fn copy(from: &File, at: u64, to: &File, to_at: u64, len: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < len {
+        let (mut source, mut target) = (at + done, to_at + done);
+        // Fits: a stretch at most.
+        match copy_file_range(from, Some(&mut source), to, Some(&mut target), (len - done) as usize) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => done += n as u64,
+            Err(Errno::INTR) => {}
+            Err(e) if is_unable(e) => return copy_by_hand(from, at + done, to, to_at + done, len - done),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+fn copy_by_hand(from: &File, at: u64, to: &File, to_at: u64, len: u64) -> io::Result<()> {
+    let (mut buffer, mut done) = (vec![0; PIECE], 0);
+    while done < len {
+        // Fits: a piece at most.
+        let piece = &mut buffer[..(len - done).min(PIECE as u64) as usize];
+        from.read_exact_at(piece, at + done)?;
+        to.write_all_at(piece, to_at + done)?;
+        done += piece.len() as u64;
+    }
+    Ok(())
+}
+
+/// A file system that does not know a call, or not for these offsets.
+fn is_unable(e: Errno) -> bool {
+    matches!(e, Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::XDEV | Errno::PERM | Errno::FBIG)
+}
+
+/// Hashes a file that grows, up to where `copied` says that it is there.
+fn hash_behind(file: &File, copied: mpsc::Receiver<u64>) -> io::Result<Digest> {
+    let (mut hasher, mut buffer, mut at) = (Hasher::default(), vec![0; PIECE], 0);
+    for end in copied {
+        while at < end {
+            // Fits: a piece at most.
+            let piece = &mut buffer[..(end - at).min(PIECE as u64) as usize];
+            file.read_exact_at(piece, at)?;
+            hasher.update(piece);
+            at += piece.len() as u64;
+        }
+    }
+    Ok(hasher.finish())
+}
+
+/// True if the file system of `dir` can insert blocks before others: tried on a file of two.
+fn can_insert(dir: &Path) -> bool {
+    let tried = tempfile::tempfile_in(dir).and_then(|file| {
+        file.write_all_at(&[0; 2 * ALIGN as usize], 0)?;
+        Ok(fallocate(&file, FallocateFlags::INSERT_RANGE, 0, ALIGN)?)
+    });
+    tried.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+    use crate::pax::{Time, Type};
+
+    const SIZES: [(&str, usize); 5] =
+        [("a", 5), ("b", LARGE as usize + 1), ("c", 3 * LARGE as usize), ("d", 0), ("e", 70_000)];
+
+    fn header(path: &str, size: u64) -> Header<'_> {
+        let (path, mtime) = (path.as_bytes(), Time::default());
+        let (kind, link, mode) = (Type::File, &b""[..], 0o600);
+        Header { kind, path, link, mode, uid: 0, gid: 0, size, mtime, device: (0, 0), xattrs: &[] }
+    }
+
+    fn content(name: &str, size: usize) -> Vec<u8> {
+        (0..size).map(|n| (n / 7) as u8 ^ name.as_bytes()[0]).collect()
+    }
+
+    fn assembly(dir: &Path) -> Assembly {
+        let mut assembly = Assembly::default();
+        for (name, size) in SIZES {
+            fs::write(dir.join(name), content(name, size)).unwrap();
+            assembly.push(&header(name, size as u64), Some(dir.join(name)));
+        }
+        let link = Header { kind: Type::Symlink, link: b"a", ..header("parent", 0) };
+        assembly.push(&link, None);
+        assembly
+    }
+
+    fn check(bytes: &[u8], assembled: &Assembled) {
+        assert_eq!((assembled.size, assembled.digest), (bytes.len() as u64, Some(Digest::of(bytes))));
+        let mut archive = tar::Archive::new(bytes);
+        let mut found = archive.entries().unwrap().map(Result::unwrap);
+        for (name, size) in SIZES {
+            let mut entry = found.next().unwrap();
+            let mut read = Vec::new();
+            assert_eq!(entry.path_bytes().as_ref(), name.as_bytes());
+            assert!(size < LARGE as usize || entry.raw_file_position() % ALIGN == 0, "{name}");
+            entry.read_to_end(&mut read).unwrap();
+            assert!(read == content(name, size), "{name}");
+        }
+        assert_eq!(found.next().unwrap().header().entry_type(), tar::EntryType::Symlink);
+        assert!(found.next().is_none());
+    }
+
+    #[test]
+    fn grown_copied_and_streamed_it_is_the_same() {
+        for base in [concat!(env!("CARGO_MANIFEST_DIR"), "/target"), "/dev/shm"] {
+            let Ok(temp) = tempfile::tempdir_in(base) else { continue };
+            let mut streamed = Vec::new();
+            assembly(temp.path()).stream(&mut streamed).unwrap();
+            let made = assembly(temp.path()).into_file(temp.path(), true).unwrap();
+            check(&streamed, &made);
+            assert!(fs::read(&made.path).unwrap() == streamed, "{base}");
+            let grown = made.path.file_name().unwrap() == "c";
+            assert_eq!(grown, can_insert(temp.path()), "{base}");
+            let left = fs::read_dir(temp.path()).unwrap().count();
+            assert_eq!(left, 1, "the files that went in are gone");
+            fs::remove_file(&made.path).unwrap();
+            let (path, digest) = assembly(temp.path()).copy(temp.path(), true).unwrap();
+            assert!(fs::read(path).unwrap() == streamed && digest == made.digest, "{base}");
+        }
+    }
+
+    #[test]
+    fn what_changes_meanwhile_is_an_error() {
+        let temp = tempfile::tempdir().unwrap();
+        let whole = assembly(temp.path());
+        fs::write(temp.path().join("a"), "longer than it was").unwrap();
+        assert!(whole.stream(&mut io::sink()).is_err());
+        assert!(whole.into_file(temp.path(), true).is_err());
+    }
+}
