@@ -1,4 +1,4 @@
-//! The memory of a held container, by CRIU: [`prepare`] while it runs, [`dump`] while it is frozen.
+//! The memory of a held container, by CRIU: [`prepare`] and [`start`] while it runs, [`dump`] while it is frozen.
 //!
 //! ```text
 //! images/   pstree.img core-1.img pages-1.img …  descriptors.json     what a restore needs; 0700, files 0600
@@ -164,30 +164,48 @@ pub fn prepare(host: &Host) -> Result<Criu> {
     Ok(Criu { version, warning, has_nftables: has_nftables(host), host: host.clone() })
 }
 
-/// Dumps the held task into `images`; log and statistics go to `work`. Both are made if they are not there. After an
-/// error the container is held as before.
-pub fn dump(criu: &Criu, still: &Still, spec: &Spec, opts: &Options, images: &Path, work: &Path) -> Result<Images> {
+/// A CRIU that has started and waits for what it is to dump.
+#[derive(Debug)]
+pub struct Ready<'a> {
+    criu: &'a Criu,
+    swrk: Swrk,
+    images: Folder,
+    work: Folder,
+}
+
+/// A private directory, open.
+#[derive(Debug)]
+struct Folder {
+    path: PathBuf,
+    file: File,
+}
+
+/// Starts the CRIU that will dump into `images`; log and statistics go to `work`. Both are made if they are not there.
+/// Before the freeze: it takes CRIU milliseconds to load its libraries.
+pub fn start<'a>(criu: &'a Criu, images: &Path, work: &Path) -> Result<Ready<'a>> {
+    let swrk = Swrk::start_steady(&criu.host.criu)?;
+    Ok(Ready { criu, swrk, images: private_dir(images)?, work: private_dir(work)? })
+}
+
+/// Dumps the held task. After an error the container is held as before.
+pub fn dump(ready: Ready<'_>, still: &Still, spec: &Spec, opts: &Options) -> Result<Images> {
     let Some(frozen) = still.frozen() else {
         return Err(Error::Unsupported { what: "there is no live task to dump".into(), hint: String::new() });
     };
     if let Some(above) = frozen.frozen_above() {
         return Err(explain_frozen_above(&above));
     }
-    let dump = Dump { criu, frozen, spec, opts, images, work };
-    let result = dump.run();
+    let Ready { criu, swrk, images, work } = ready;
+    let dump = Dump { criu, frozen, spec, opts, images: &images, work: &work };
+    let result = dump.run(swrk);
     if result.is_err() {
         // Also after an interrupt: the guard that thaws it knows of one state only.
         frozen.refreeze()?;
     }
-    let lock = result?;
+    let network_lock = result?;
     still.is_still()?;
-    Ok(Images {
-        dir: images.to_owned(),
-        stats: work.join("stats-dump"),
-        log: work.join(LOG),
-        version: criu.version,
-        network_lock: lock,
-    })
+    let (stats, log) = (work.path.join("stats-dump"), work.path.join(LOG));
+    Ok(Images { dir: images.path, stats, log, version: criu.version, network_lock })
 }
 
 /// One dump, with everything it needs.
@@ -196,27 +214,23 @@ struct Dump<'a> {
     frozen: &'a Frozen,
     spec: &'a Spec,
     opts: &'a Options,
-    images: &'a Path,
-    work: &'a Path,
+    images: &'a Folder,
+    work: &'a Folder,
 }
 
 impl Dump<'_> {
-    /// CRIU starts while we look around: all of this is time in which the container stands still.
-    fn run(&self) -> Result<LockMethod> {
+    /// All of this is time in which the container stands still.
+    fn run(&self, swrk: Swrk) -> Result<LockMethod> {
         let (host, task) = (&self.criu.host, self.frozen.task());
-        let swrk = Swrk::start_steady(&host.criu)?;
-        let images = private_dir(self.images)?;
-        let work = private_dir(self.work)?;
-        let dirs = Dirs { images: images.as_raw_fd(), work: work.as_raw_fd() };
+        let dirs = Dirs { images: self.images.file.as_raw_fd(), work: self.work.file.as_raw_fd() };
         let (lock, opts) = thread::scope(|scope| {
             let lock = scope.spawn(|| plan::lock(host, self.criu, task, self.opts.network_lock));
-            let opts = write_descriptors(self.images, &plan::descriptors(host, task))
+            let opts = write_descriptors(&self.images.path, &plan::descriptors(host, task))
                 .and_then(|()| plan::plan(host, self.spec, task, self.opts, dirs));
             (lock.join().unwrap_or(LockMethod::Iptables), opts)
         });
         self.ask(swrk, Opts { network_lock: Some(lock.into()), ..opts? })?;
-        masks::settle(self.images)?;
-        make_private(self.images)?;
+        masks::settle(&self.images.path)?;
         Ok(lock)
     }
 
@@ -233,7 +247,7 @@ impl Dump<'_> {
     }
 
     fn failure(&self, answer: Option<Response>, ended: &Ended) -> Error {
-        let log = error_lines(&self.work.join(LOG));
+        let log = error_lines(&self.work.path.join(LOG));
         let message =
             answer.as_ref().and_then(|a| a.cr_errmsg.clone()).filter(|m| !m.trim().is_empty() && !is_harmless(m));
         let errno = answer.as_ref().and_then(|a| a.cr_errno).filter(|&e| e != 0);
@@ -294,15 +308,16 @@ fn printable(text: &str) -> String {
     text.trim_end().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-fn private_dir(path: &Path) -> Result<File> {
+fn private_dir(path: &Path) -> Result<Folder> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).at("create", path)?;
     let dir = File::open(path).at("open", path)?;
     // The images hold every secret of the container's memory. A directory that was there before may be open to all.
     dir.set_permissions(Permissions::from_mode(0o700)).at("close to others", path)?;
-    Ok(dir)
+    Ok(Folder { path: path.to_owned(), file: dir })
 }
 
-/// CRIU makes its files 0644, less a umask that we cannot set for it alone.
+/// CRIU makes its files 0644, less a umask that we cannot set for it alone. Their directory is closed to others, so
+/// there is time until the container runs again.
 fn make_private(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir).at("read", dir)? {
         let entry = entry.at("read", dir)?;

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use walkdir::WalkDir;
 
-use super::Images;
+use super::{Images, make_private};
 use crate::{
     error::{At, Error, Result},
     layout::{Blob, Staging, assembly::Assembly},
@@ -16,6 +16,7 @@ use crate::{
 ///
 /// CRIU's statistics go along: a restore passes them over, people and tools read them.
 pub fn pack(images: &Images, staging: &Staging) -> Result<Blob> {
+    make_private(&images.dir)?;
     let mut tar = Assembly::default();
     for entry in WalkDir::new(&images.dir).min_depth(1).max_depth(1).sort_by_file_name() {
         let entry = entry.map_err(|e| Error::malformed(&images.dir, e))?;

@@ -19,7 +19,7 @@ use crate::{
     binds::{self, log},
     bundle::{self, Bind, Bundle, Parts, account},
     containerd::content::Content,
-    dump::{self, Criu, Images},
+    dump::{self, Criu, Images, Ready},
     error::{Error, Result},
     freeze::{self, After, Still},
     image::{self, Base, Sources},
@@ -166,9 +166,11 @@ pub fn checkpoint(
     progress(Stage::Image);
     let base = run.base(&target, layout, &staging)?;
 
+    let ready = run.start(criu.as_ref(), &staging)?;
+
     progress(Stage::Dump);
     let still = run.hold(&target)?;
-    let images = run.dump(criu.as_ref(), &still, &target, &staging)?;
+    let images = run.dump(ready, &still, &target)?;
     progress(Stage::Files);
     let files = target.rw.as_ref().map(|rw| rw::capture(&still, rw, &staging)).transpose()?;
     let mounts = run.mounts(&still, &target, images.is_some(), &staging)?;
@@ -308,16 +310,15 @@ impl Run<'_> {
         }
     }
 
-    fn dump(
-        &mut self,
-        criu: Option<&Criu>,
-        still: &Still,
-        target: &Target,
-        staging: &Staging,
-    ) -> Result<Option<Images>> {
-        let (Some(criu), Some(spec)) = (criu, &target.spec) else { return Ok(None) };
-        let (images, work) = (staging.folder("criu")?, staging.folder("criu-work")?);
-        let dumped = dump::dump(criu, still, spec, &self.options.dump, &images, &work);
+    fn start<'a>(&mut self, criu: Option<&'a Criu>, staging: &Staging) -> Result<Option<Ready<'a>>> {
+        let Some(criu) = criu else { return Ok(None) };
+        let started = dump::start(criu, &staging.folder("criu")?, &staging.folder("criu-work")?);
+        self.or_finding(started)
+    }
+
+    fn dump(&mut self, ready: Option<Ready<'_>>, still: &Still, target: &Target) -> Result<Option<Images>> {
+        let (Some(ready), Some(spec)) = (ready, &target.spec) else { return Ok(None) };
+        let dumped = dump::dump(ready, still, spec, &self.options.dump);
         self.or_finding(dumped)
     }
 
