@@ -8,6 +8,7 @@ pub mod error;
 pub mod id;
 pub mod interrupt;
 pub mod name;
+pub mod tally;
 // Floor 1: formats.
 pub mod bolt;
 pub mod criu;

@@ -10,7 +10,7 @@ use std::{
 
 /// Every module of the library, on its floor.
 const FLOORS: [&[&str]; 5] = [
-    &["corrupt", "digest", "error", "id", "interrupt", "name"],
+    &["corrupt", "digest", "error", "id", "interrupt", "name", "tally"],
     &["bolt", "criu", "idmap", "oci", "pax", "proto", "record"],
     &["containerd", "host", "layout", "runtime", "snapshotter", "sparse", "tree"],
     &["binds", "bundle", "dump", "freeze", "image", "rw"],

@@ -276,7 +276,7 @@ impl Output {
                 });
             }
             let folder = tempfile::Builder::new().prefix("dewar-").tempdir().at("write into", std::env::temp_dir())?;
-            return Ok(Self::Stdout { layout: Layout::open_or_create(folder.path())?, _folder: folder });
+            return Ok(Self::Stdout { layout: Layout::fleeting(folder.path())?, _folder: folder });
         }
         if path.extension().is_none_or(|extension| extension != "tar") {
             return Ok(Self::Directory(Layout::to_fill(path)?));

@@ -173,6 +173,13 @@ pub struct Ready<'a> {
     work: Folder,
 }
 
+impl Ready<'_> {
+    /// Where the images will be.
+    pub fn images(&self) -> &Path {
+        &self.images.path
+    }
+}
+
 /// A private directory, open.
 #[derive(Debug)]
 struct Folder {

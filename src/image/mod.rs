@@ -1,7 +1,7 @@
 //! The base image: its closure in the content store, carried byte for byte; what is gone from there, made again from its
 //! snapshots ([`rebuild`]); and the image that the container's files make on top of it.
 
-use std::{collections::BTreeMap, io};
+use std::collections::BTreeMap;
 
 use oci_spec::image::{Descriptor as WrittenDescriptor, ImageManifestBuilder, MediaType};
 use serde_json::{Value, json};
@@ -9,8 +9,7 @@ use serde_json::{Value, json};
 use crate::{
     containerd::{content::Content, meta::Image},
     digest::Digest,
-    error::{At, Error, Result},
-    interrupt,
+    error::{Error, Result},
     layout::{Blob, Staging},
     oci::{
         image::{Config, Descriptor, Index, Manifest, Platform, chain_of},
@@ -167,21 +166,17 @@ impl Export<'_> {
         Ok(None)
     }
 
-    /// A large blob: copied and verified in one pass. False if the store does not have it whole.
+    /// A large blob: copied, or shared by the file system, and verified. False if the store does not have it whole.
     fn copy(&mut self, layer: &Descriptor) -> Result<bool> {
         if self.staging.has(&layer.digest, layer.size) {
             return Ok(true);
         }
-        let Some(mut file) = self.content.open(&layer.digest)? else {
+        let Some(file) = self.content.open(&layer.digest)? else {
             self.missing.push(format!("layer {} ({} bytes)", layer.digest, layer.size));
             return Ok(false);
         };
-        let mut blob = self.staging.blob()?;
-        let copied = io::copy(&mut file, &mut blob);
-        interrupt::check()?;
         let path = self.content.path(&layer.digest);
-        copied.at("copy", &path)?;
-        let is_whole = blob.complete_as(&layer.digest)?.is_some();
+        let is_whole = self.staging.copy_of(&file, &path, &layer.digest)?.is_some();
         if !is_whole {
             self.missing.push(format!("{} is damaged: its content has another digest", path.display()));
         }

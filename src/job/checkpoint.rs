@@ -5,7 +5,7 @@
 //!          running              │           frozen              │        running again
 //! ```
 
-use std::{collections::BTreeMap, path::Path, time::Instant};
+use std::{collections::BTreeMap, panic::resume_unwind, path::Path, thread, time::Instant};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::{
     layers,
     locate::{Target, with_causes},
+    space,
     store::Store,
 };
 use crate::{
@@ -29,6 +30,7 @@ use crate::{
     proto::{self, CheckpointOptions},
     runtime::{self, CgroupVersion, Task},
     rw::{self, Compression, Layer},
+    tally,
     tree::{Summary, Why},
 };
 
@@ -70,12 +72,31 @@ pub struct Options {
 pub enum Stage {
     /// Copying the base image; the container runs.
     Image,
-    /// The container is held still: its memory is being dumped.
+    /// The container is being frozen.
+    Freeze,
+    /// Its memory is being dumped.
     Dump,
-    /// The container is held still: its files are being copied.
-    Files,
-    /// It runs again (or is kept for `--exit`); compressing and writing.
-    Seal,
+    /// Its files are being copied.
+    Files {
+        /// False if it has no live task, and so nothing to be held still.
+        held: bool,
+    },
+    /// Compressing and writing.
+    Seal {
+        /// It is held still for `--exit`; else it runs again.
+        held: bool,
+    },
+}
+
+impl Stage {
+    /// True where the container is held still.
+    pub fn is_held(self) -> bool {
+        match self {
+            Self::Image | Self::Freeze => false,
+            Self::Dump => true,
+            Self::Files { held } | Self::Seal { held } => held,
+        }
+    }
 }
 
 /// What was done, as `--json` prints it. Sizes in bytes, times in milliseconds.
@@ -166,19 +187,19 @@ pub fn checkpoint(
     progress(Stage::Image);
     let base = run.base(&target, layout, &staging)?;
 
-    let ready = run.start(criu.as_ref(), &staging)?;
+    let ready = run.start(criu.as_ref(), &target, &staging)?;
 
-    progress(Stage::Dump);
+    progress(Stage::Freeze);
     let still = run.hold(&target)?;
-    let images = run.dump(ready, &still, &target)?;
-    progress(Stage::Files);
+    let images = ready.map(|ready| run.dump(ready, &still, &target, progress)).transpose()?.flatten();
+    progress(Stage::Files { held: still.task().is_some() });
     let files = target.rw.as_ref().map(|rw| rw::capture(&still, rw, &staging)).transpose()?;
     let mounts = run.mounts(&still, &target, images.is_some(), &staging)?;
     still.is_still()?;
     let after = run.after(&target, images.is_some(), files.is_some());
     let released = still.release(after)?;
 
-    progress(Stage::Seal);
+    progress(Stage::Seal { held: after == After::Exit });
     let memory = run.memory(&target, images.is_some());
     let target = run.restorable(target, images.is_some());
     let parts = run.seal(target, base, images, files, mounts, &staging, &reference)?;
@@ -310,15 +331,29 @@ impl Run<'_> {
         }
     }
 
-    fn start<'a>(&mut self, criu: Option<&'a Criu>, staging: &Staging) -> Result<Option<Ready<'a>>> {
-        let Some(criu) = criu else { return Ok(None) };
-        let started = dump::start(criu, &staging.folder("criu")?, &staging.folder("criu-work")?);
+    /// A CRIU that only waits for the freeze, if there is room for what it will write.
+    fn start<'a>(&mut self, criu: Option<&'a Criu>, target: &Target, staging: &Staging) -> Result<Option<Ready<'a>>> {
+        let (Some(criu), Some(task)) = (criu, target.task.live()) else { return Ok(None) };
+        let (images, work) = (staging.folder("criu")?, staging.folder("criu-work")?);
+        let room = space::check(&self.store.host, task, &images);
+        let Some(note) = self.or_finding(room)? else { return Ok(None) };
+        self.notes.extend(note);
+        let started = dump::start(criu, &images, &work);
         self.or_finding(started)
     }
 
-    fn dump(&mut self, ready: Option<Ready<'_>>, still: &Still, target: &Target) -> Result<Option<Images>> {
-        let (Some(ready), Some(spec)) = (ready, &target.spec) else { return Ok(None) };
+    fn dump(
+        &mut self,
+        ready: Ready<'_>,
+        still: &Still,
+        target: &Target,
+        progress: &dyn Fn(Stage),
+    ) -> Result<Option<Images>> {
+        let Some(spec) = &target.spec else { return Ok(None) };
+        progress(Stage::Dump);
+        tally::watch(Some(ready.images()));
         let dumped = dump::dump(ready, still, spec, &self.options.dump);
+        tally::watch(None);
         self.or_finding(dumped)
     }
 
@@ -412,8 +447,13 @@ impl Run<'_> {
     ) -> Result<Parts> {
         let log = mounts.log.map(|log| self.log(log, staging)).transpose()?;
         let lacking = self.findings.clone();
-        let layer = files.map(|files| self.layer(files, staging)).transpose()?;
-        let criu = images.as_ref().map(|images| dump::pack::pack(images, staging)).transpose()?;
+        // To hash memory takes one core, and so long that the layer is ready meanwhile.
+        let (layer, criu) = thread::scope(|scope| {
+            let criu = images.as_ref().map(|images| scope.spawn(|| dump::pack::pack(images, staging)));
+            let layer = files.map(|files| self.layer(files, staging)).transpose();
+            let criu = criu.map(|criu| criu.join().unwrap_or_else(|panic| resume_unwind(panic))).transpose();
+            Ok::<_, Error>((layer?, criu?))
+        })?;
         let committed = match &layer {
             Some(layer) if target.image.is_some() || target.parent.is_none() => {
                 image::committed(base.as_ref(), layer, staging)?

@@ -10,6 +10,7 @@ pub mod list;
 pub mod locate;
 pub mod ruins;
 pub mod select;
+pub mod space;
 pub mod store;
 pub mod thaw;
 pub mod verify;

@@ -1,8 +1,10 @@
 //! The tar form of a layout: one plain tar that `ctr images import` reads from a pipe.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     io::Write,
     path::{Path, PathBuf},
+    sync::PoisonError,
 };
 
 use super::{Layout, assembly::Assembly, open_regular};
@@ -32,10 +34,21 @@ fn assembly(layout: &Layout) -> Result<Assembly> {
     for name in ["blobs/", "blobs/sha256/"] {
         tar.push(&header(Type::Directory, name, 0o755, 0), None);
     }
-    for digest in blobs(layout)? {
-        push(&mut tar, &format!("blobs/sha256/{}", digest.to_hex()), &layout.blob_path(&digest))?;
+    let mut loose = loose(layout);
+    let all: BTreeSet<Digest> = blobs(layout)?.into_iter().chain(loose.keys().copied()).collect();
+    for digest in all {
+        let name = format!("blobs/sha256/{}", digest.to_hex());
+        match loose.remove(&digest) {
+            Some(inner) => tar.push_tar(&header(Type::File, &name, 0o644, inner.size()), inner),
+            None => push(&mut tar, &name, &layout.blob_path(&digest))?,
+        }
     }
     Ok(tar)
+}
+
+fn loose(layout: &Layout) -> BTreeMap<Digest, Assembly> {
+    let loose = layout.loose.as_ref().map(|loose| loose.lock().unwrap_or_else(PoisonError::into_inner).clone());
+    loose.unwrap_or_default()
 }
 
 fn blobs(layout: &Layout) -> Result<Vec<Digest>> {

@@ -20,17 +20,18 @@ use std::{
     thread,
 };
 
-use rustix::{
-    fs::{FallocateFlags, copy_file_range, fallocate},
-    io::Errno,
-};
+use rustix::fs::{FallocateFlags, fallocate};
 
-use super::open_regular;
+use super::{
+    copy::{self, PIECE, is_unable},
+    open_regular, private_dirs,
+};
 use crate::{
     digest::{Digest, Hasher},
     error::{At, Error, Result},
     interrupt,
     pax::{END, Header, padding},
+    tally,
 };
 
 /// A block of nearly every file system, or a multiple of it.
@@ -39,14 +40,8 @@ const ALIGN: u64 = 4096;
 /// Content from this size on is aligned, and worth not being copied.
 const LARGE: u64 = 1 << 20;
 
-/// What is copied or hashed between two looks at the world.
-const STRETCH: u64 = 32 << 20;
-
-/// What is read at once, small enough to be hashed while it is in a processor's cache.
-const PIECE: usize = 256 << 10;
-
 /// A tar to be made.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Assembly {
     members: Vec<Member>,
     /// Where the next header goes.
@@ -54,7 +49,7 @@ pub struct Assembly {
 }
 
 /// One entry: its header, and the file that has its content.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Member {
     at: u64,
     head: Vec<u8>,
@@ -103,6 +98,27 @@ impl Assembly {
         self.members.push(member);
     }
 
+    /// Adds an entry whose content is another tar, of `header.size` bytes.
+    pub fn push_tar(&mut self, header: &Header, inner: Self) {
+        self.push(&Header { size: inner.size(), ..*header }, None);
+        // Its members follow the header as they are: nothing tells them from content.
+        let start = self.at - inner.size();
+        let end = Member { at: inner.at, head: END.to_vec(), content: None, size: 0 };
+        self.members.extend(inner.members.into_iter().chain([end]).map(|m| Member { at: start + m.at, ..m }));
+    }
+
+    /// Moves its files into `dir`, which is made, on the same file system.
+    pub fn moved_to(mut self, dir: &Path) -> Result<Self> {
+        private_dirs(dir)?;
+        for (n, member) in self.members.iter_mut().enumerate() {
+            let Some(path) = &mut member.content else { continue };
+            let target = dir.join(n.to_string());
+            fs::rename(&*path, &target).at("move a file to", &target)?;
+            *path = target;
+        }
+        Ok(self)
+    }
+
     /// How long the tar will be.
     pub fn size(&self) -> u64 {
         self.at + END.len() as u64
@@ -137,7 +153,7 @@ impl Assembly {
         let digest = thread::scope(|scope| {
             let synced = scope.spawn(|| file.sync_data());
             let digest = wants_digest.then(|| self.hash()).transpose();
-            synced.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked"))).at("sync", path)?;
+            copy::joined(synced).at("sync", path)?;
             digest
         })?;
         if let Err(e) = fallocate(&file, FallocateFlags::INSERT_RANGE, 0, host.body()) {
@@ -160,7 +176,7 @@ impl Assembly {
         let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path).at("create", &path)?;
         let digest = thread::scope(|scope| {
             let (tell, copied) = mpsc::channel();
-            let hashed = wants_digest.then(|| scope.spawn(|| hash_behind(&file, copied)));
+            let hashed = wants_digest.then(|| scope.spawn(|| copy::hash_behind(&file, copied)));
             for member in &self.members {
                 // Nobody listens if no digest is wanted, or if it could not be made, which will be said below.
                 member.place(&file, &path, &mut |end| _ = tell.send(end))?;
@@ -181,7 +197,8 @@ impl Assembly {
         file.write_all_at(&END, self.at).and_then(|()| file.sync_all()).at("write", path)
     }
 
-    fn hash(&self) -> Result<Digest> {
+    /// The digest that it will have.
+    pub fn hash(&self) -> Result<Digest> {
         let mut hasher = Hasher::default();
         self.each_piece(&mut |piece| {
             hasher.update(piece);
@@ -204,6 +221,7 @@ impl Assembly {
                 let piece = &mut buffer[..(member.size - at).min(PIECE as u64) as usize];
                 file.read_exact_at(piece, at).at("read", path)?;
                 each(piece).at("write", "the tar")?;
+                tally::bytes(piece.len());
                 at += piece.len() as u64;
             }
             each(&END[..padding(member.size)]).at("write", "the tar")?;
@@ -219,65 +237,9 @@ impl Member {
         out.write_all_at(&self.head, self.at).at("write", out_path)?;
         let Some(path) = &self.content else { return Ok(()) };
         let file = self.open(path)?;
-        let mut at = 0;
-        while at < self.size {
-            interrupt::check()?;
-            let len = (self.size - at).min(STRETCH);
-            copy(&file, at, out, self.body() + at, len).at("copy", path)?;
-            at += len;
-            told(self.body() + at);
-        }
+        copy::range(&file, out, self.body(), self.size, told).at("copy", path)?;
         fs::remove_file(path).at("remove", path)
     }
-}
-
-/// Copies by the kernel, which shares the blocks if it can; by hand where it cannot even copy.
-fn copy(from: &File, at: u64, to: &File, to_at: u64, len: u64) -> io::Result<()> {
-    let mut done = 0;
-    while done < len {
-        let (mut source, mut target) = (at + done, to_at + done);
-        // Fits: a stretch at most.
-        match copy_file_range(from, Some(&mut source), to, Some(&mut target), (len - done) as usize) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => done += n as u64,
-            Err(Errno::INTR) => {}
-            Err(e) if is_unable(e) => return copy_by_hand(from, at + done, to, to_at + done, len - done),
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Ok(())
-}
-
-fn copy_by_hand(from: &File, at: u64, to: &File, to_at: u64, len: u64) -> io::Result<()> {
-    let (mut buffer, mut done) = (vec![0; PIECE], 0);
-    while done < len {
-        // Fits: a piece at most.
-        let piece = &mut buffer[..(len - done).min(PIECE as u64) as usize];
-        from.read_exact_at(piece, at + done)?;
-        to.write_all_at(piece, to_at + done)?;
-        done += piece.len() as u64;
-    }
-    Ok(())
-}
-
-/// A file system that does not know a call, or not for these offsets.
-fn is_unable(e: Errno) -> bool {
-    matches!(e, Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::XDEV | Errno::PERM | Errno::FBIG)
-}
-
-/// Hashes a file that grows, up to where `copied` says that it is there.
-fn hash_behind(file: &File, copied: mpsc::Receiver<u64>) -> io::Result<Digest> {
-    let (mut hasher, mut buffer, mut at) = (Hasher::default(), vec![0; PIECE], 0);
-    for end in copied {
-        while at < end {
-            // Fits: a piece at most.
-            let piece = &mut buffer[..(end - at).min(PIECE as u64) as usize];
-            file.read_exact_at(piece, at)?;
-            hasher.update(piece);
-            at += piece.len() as u64;
-        }
-    }
-    Ok(hasher.finish())
 }
 
 /// True if the file system of `dir` can insert blocks before others: tried on a file of two.
@@ -353,6 +315,33 @@ mod tests {
             let (path, digest) = assembly(temp.path()).copy(temp.path(), true).unwrap();
             assert!(fs::read(path).unwrap() == streamed && digest == made.digest, "{base}");
         }
+    }
+
+    #[test]
+    fn a_tar_in_a_tar_is_as_if_it_were_a_file() {
+        let temp = tempfile::tempdir().unwrap();
+        let (mut inner, mut outer, mut nested) = (Vec::new(), Vec::new(), Vec::new());
+        assembly(temp.path()).stream(&mut inner).unwrap();
+        fs::write(temp.path().join("inner"), &inner).unwrap();
+        let build = |middle: &dyn Fn(&mut Assembly, &Header)| {
+            let mut whole = Assembly::default();
+            fs::write(temp.path().join("x"), "x").unwrap();
+            for name in ["first", "middle", "last"] {
+                match name {
+                    "middle" => middle(&mut whole, &header(name, inner.len() as u64)),
+                    _ => whole.push(&header(name, 1), Some(temp.path().join("x"))),
+                }
+            }
+            whole
+        };
+        let plain = build(&|whole, header| whole.push(header, Some(temp.path().join("inner"))));
+        plain.stream(&mut outer).unwrap();
+        let tar = assembly(temp.path()).moved_to(&temp.path().join("parts")).unwrap();
+        assert_eq!(tar.hash().unwrap(), Digest::of(&inner));
+        let whole = build(&|whole, header| whole.push_tar(header, tar.clone()));
+        whole.stream(&mut nested).unwrap();
+        assert!(outer == nested);
+        assert_eq!(whole.size(), outer.len() as u64);
     }
 
     #[test]

@@ -12,10 +12,12 @@
 //! No file of ours stays in a layout: `ctr images import` would take it for a blob.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, ErrorKind, Read},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex},
 };
 
 use nix::fcntl::OFlag;
@@ -28,11 +30,13 @@ use crate::{
 pub mod archive;
 pub mod assembly;
 pub mod blob;
+mod copy;
 pub mod index;
 pub mod read;
 mod staging;
 pub mod untar;
 
+use assembly::Assembly;
 pub use blob::{Blob, BlobWriter};
 pub use staging::Staging;
 
@@ -45,9 +49,21 @@ const EMPTY_INDEX: &str = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci
 #[derive(Debug, Clone)]
 pub struct Layout {
     dir: PathBuf,
+    /// Of a layout that will only be streamed: the tars that need not be put together for that.
+    loose: Option<Arc<Mutex<BTreeMap<Digest, Assembly>>>>,
 }
 
 impl Layout {
+    fn at(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), loose: None }
+    }
+
+    /// Makes one in the empty directory `dir` that will only be streamed by [`archive::write`], and then removed: what
+    /// CRIU wrote is not written once more for it.
+    pub fn fleeting(dir: &Path) -> Result<Self> {
+        Ok(Self { loose: Some(Arc::default()), ..Self::open_or_create(dir)? })
+    }
+
     /// Opens an existing layout for reading.
     pub fn open(dir: &Path) -> Result<Self> {
         let marker = dir.join("oci-layout");
@@ -64,7 +80,7 @@ impl Layout {
         };
         let version = serde_json::from_slice::<serde_json::Value>(&bytes).map_err(|e| Error::malformed(&marker, e))?;
         match version.get("imageLayoutVersion").and_then(|v| v.as_str()) {
-            Some("1.0.0") => Ok(Self { dir: dir.to_owned() }),
+            Some("1.0.0") => Ok(Self::at(dir)),
             _ => Err(Error::malformed(marker, "is of a layout version other than 1.0.0, the only one there is")),
         }
     }
@@ -77,7 +93,7 @@ impl Layout {
     /// The layout at `dir`, which [`Layout::stage`] makes if it is not there yet: a run that cannot even begin leaves
     /// nothing. What exists and is no layout is refused.
     pub fn to_fill(dir: &Path) -> Result<Self> {
-        let layout = Self { dir: dir.to_owned() };
+        let layout = Self::at(dir);
         // Its index is wanted last, when a container has long been dumped: whether it can be read is better known now.
         let readable = |layout: Self| layout.index().map(|_| layout);
         match fs::read_dir(dir) {

@@ -5,6 +5,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::PoisonError,
 };
 
 use tempfile::TempDir;
@@ -12,11 +13,12 @@ use tempfile::TempDir;
 use super::{
     Blob, BlobWriter, Layout,
     assembly::{Assembled, Assembly},
-    private_dirs, read, sync_dir, untar,
+    copy, private_dirs, read, sync_dir, untar,
 };
 use crate::{
     digest::Digest,
     error::{At, Error, Result},
+    interrupt,
     sparse::SparseFile,
 };
 
@@ -129,8 +131,31 @@ impl Staging {
         Ok(Blob { digest, size })
     }
 
+    /// A copy of `from`, which lies at `source`, if its digest is `expected`; otherwise nothing is left of it. `from` is
+    /// only read, and nothing is written where the file system can share its blocks.
+    pub fn copy_of(&self, from: &File, source: &Path, expected: &Digest) -> Result<Option<Blob>> {
+        let dir = self.path("blobs");
+        let (file, path) =
+            tempfile::Builder::new().prefix(".part-").tempfile_in(&dir).at("write into", &dir)?.into_parts();
+        let copied = copy::whole(from, &file);
+        interrupt::check()?;
+        let (digest, size) = copied.at("copy", source)?;
+        if digest != *expected {
+            return Ok(None);
+        }
+        file.sync_all().at("sync a blob in", &dir)?;
+        let path = path.keep().map_err(|e| e.error).at("keep a blob in", &dir)?;
+        self.adopt(&path, digest, size).map(Some)
+    }
+
     /// A tar made of files of this staging, as a blob; the files are used up.
     pub fn assemble(&self, tar: Assembly) -> Result<Blob> {
+        if let Some(loose) = &self.layout.loose {
+            let (digest, size) = (tar.hash()?, tar.size());
+            let tar = tar.moved_to(&self.layout.dir.join("loose").join(digest.to_hex()))?;
+            loose.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, tar);
+            return Ok(Blob { digest, size });
+        }
         let Assembled { path, digest, size } = tar.into_file(&self.folder("assembly")?, true)?;
         let digest = digest.ok_or_else(|| Error::malformed(&path, "has no digest"))?;
         self.adopt(&path, digest, size)

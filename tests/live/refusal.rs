@@ -39,6 +39,23 @@ fn a_running_daemon_is_named_and_refused_or_read_beside() {
 }
 
 #[test]
+fn memory_that_cannot_fit_is_refused_before_anything_is_frozen_and_the_files_come_home() {
+    let Some(lab) = witness(Containerd::V2_1) else { return };
+    lab.kill_containerd();
+    lab.sh("mkdir /tmp/small; mount -t tmpfs -o size=6m tmpfs /tmp/small");
+    let always = ["checkpoint", "witness", "-o", "/tmp/small/layout", "--task", "always", "--progress", "plain"];
+    let said = refused(&lab, &always, 2);
+    assert!(
+        said.contains("its memory needs") && said.contains("MiB are free") && said.contains("/tmp/small"),
+        "{said}"
+    );
+    assert!(!said.contains("freezing"), "{said}");
+    let said = refused(&lab, &["checkpoint", "witness", "-o", "/tmp/small/layout"], 1);
+    assert!(said.contains("memory is not in the bundle: its memory needs"), "{said}");
+    dewar_ok(&lab, &["verify", "/tmp/small/layout"]);
+}
+
+#[test]
 fn without_criu_all_but_memory_comes_home() {
     let Some(lab) = witness(Containerd::V2_1) else { return };
     lab.kill_containerd();
