@@ -187,7 +187,7 @@ pub fn checkpoint(
     progress(Stage::Image);
     let base = run.base(&target, layout, &staging)?;
 
-    let ready = run.start(criu.as_ref(), &target, &staging)?;
+    let ready = run.start(criu.as_ref(), &target, layout, &staging)?;
 
     progress(Stage::Freeze);
     let still = run.hold(&target)?;
@@ -332,10 +332,16 @@ impl Run<'_> {
     }
 
     /// A CRIU that only waits for the freeze, if there is room for what it will write.
-    fn start<'a>(&mut self, criu: Option<&'a Criu>, target: &Target, staging: &Staging) -> Result<Option<Ready<'a>>> {
+    fn start<'a>(
+        &mut self,
+        criu: Option<&'a Criu>,
+        target: &Target,
+        layout: &Layout,
+        staging: &Staging,
+    ) -> Result<Option<Ready<'a>>> {
         let (Some(criu), Some(task)) = (criu, target.task.live()) else { return Ok(None) };
         let (images, work) = (staging.folder("criu")?, staging.folder("criu-work")?);
-        let room = space::check(&self.store.host, task, &images);
+        let room = space::check(&self.store.host, task, layout.dir());
         let Some(note) = self.or_finding(room)? else { return Ok(None) };
         self.notes.extend(note);
         let started = dump::start(criu, &images, &work);

@@ -75,13 +75,17 @@ fn without_criu_all_but_memory_comes_home() {
 }
 
 #[test]
-fn a_full_disk_ends_the_run_and_the_container_goes_on() {
+fn a_disk_that_fills_meanwhile_ends_the_run_and_the_container_goes_on() {
     let Some(lab) = witness(Containerd::V2_1) else { return };
     lab.kill_containerd();
-    lab.sh("mkdir /tmp/small; mount -t tmpfs -o size=6m tmpfs /tmp/small");
-    let output = lab.dewar(&["checkpoint", "witness", "-o", "/tmp/small/layout"]);
+    lab.sh("mkdir /tmp/small; mount -t tmpfs -o size=32m tmpfs /tmp/small");
+    // There was room when it was asked: the disk is filled by the CRIU that is to dump, the second one to be asked.
+    lab.sh(
+        r#"printf '#!/bin/bash\nif [[ $1 == swrk ]]; then [[ ! -e /tmp/asked ]] || cat /dev/zero > /tmp/small/full; touch /tmp/asked; fi\nexec criu "$@"\n' > /tmp/filling-criu; chmod +x /tmp/filling-criu"#,
+    );
+    let output = lab.dewar(&["checkpoint", "witness", "-o", "/tmp/small/layout", "--criu", "/tmp/filling-criu"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success(), "8 MiB of memory do not fit in 6");
+    assert!(!output.status.success(), "nothing fits any more");
     assert!(said.contains("space"), "{said}");
     assert_eq!(lab.freezer_state("witness"), FrozenState::Thawed);
     lab.ask("witness", &["/bin/witness", "ask"]);
