@@ -51,7 +51,7 @@ fn layer(c: &mut Criterion) {
     let mut group = c.benchmark_group("layer");
     for (name, files, size) in [("10,000 files of 100 bytes", 10_000, 100), ("64 files of 1 MiB", 64, 1 << 20)] {
         let temp = tree(files, size);
-        let layer = RwLayer::Tree { dir: temp.path().to_owned() };
+        let layer = RwLayer::Tree { dir: temp.path().to_owned().into() };
         group.sample_size(10).throughput(Throughput::Bytes((files * size) as u64));
         group.bench_function(name, |b| b.iter(|| rw::write_layer(&layer, &mut io::sink()).unwrap()));
     }

@@ -193,8 +193,10 @@ impl Assembly {
         Ok((path, digest))
     }
 
+    /// Cuts it where it ends as well: XFS keeps room behind a file that grew.
     fn finish(&self, file: &File, path: &Path) -> Result<()> {
-        file.write_all_at(&END, self.at).and_then(|()| file.sync_all()).at("write", path)
+        let written = file.write_all_at(&END, self.at).and_then(|()| file.set_len(self.size()));
+        written.and_then(|()| file.sync_all()).at("write", path)
     }
 
     /// The digest that it will have.

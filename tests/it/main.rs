@@ -38,6 +38,8 @@ mod rebuild;
 mod ruins;
 /// Layers and bind mounts: what is written restores to what was there.
 mod rw;
+/// What is written once, or not at all.
+mod shared;
 /// Snapshotters that keep no overlay of the kernel's: what is not here is named, what was not unmounted is said.
 mod snapshotters;
 /// Where a host's stores are: config.toml, products' places, another host's file system; several at once.
