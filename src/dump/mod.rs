@@ -33,6 +33,7 @@ use crate::{
     freeze::{Frozen, Still, netlock::search_path},
     host::Host,
     oci::runtime::Spec,
+    runtime::Task,
 };
 
 /// How the container's network is kept quiet during the dump.
@@ -187,11 +188,13 @@ struct Folder {
     file: File,
 }
 
-/// Starts the CRIU that will dump into `images`; log and statistics go to `work`. Both are made if they are not there.
-/// Before the freeze: it takes CRIU milliseconds to load its libraries.
-pub fn start<'a>(criu: &'a Criu, images: &Path, work: &Path) -> Result<Ready<'a>> {
+/// Starts the CRIU that will dump `task` into `images`; log and statistics go to `work`. Both are made if they are not
+/// there. Before the freeze: it takes CRIU milliseconds to load its libraries, and a file may wait for a journal.
+pub fn start<'a>(criu: &'a Criu, task: &Task, images: &Path, work: &Path) -> Result<Ready<'a>> {
     let swrk = Swrk::start_steady(&criu.host.criu)?;
-    Ok(Ready { criu, swrk, images: private_dir(images)?, work: private_dir(work)? })
+    let (images, work) = (private_dir(images)?, private_dir(work)?);
+    write_descriptors(&images.path, &plan::descriptors(&criu.host, task))?;
+    Ok(Ready { criu, swrk, images, work })
 }
 
 /// Dumps the held task. After an error the container is held as before.
@@ -232,8 +235,7 @@ impl Dump<'_> {
         let dirs = Dirs { images: self.images.file.as_raw_fd(), work: self.work.file.as_raw_fd() };
         let (lock, opts) = thread::scope(|scope| {
             let lock = scope.spawn(|| plan::lock(host, self.criu, task, self.opts.network_lock));
-            let opts = write_descriptors(&self.images.path, &plan::descriptors(host, task))
-                .and_then(|()| plan::plan(host, self.spec, task, self.opts, dirs));
+            let opts = plan::plan(host, self.spec, task, self.opts, dirs);
             (lock.join().unwrap_or(LockMethod::Iptables), opts)
         });
         self.ask(swrk, Opts { network_lock: Some(lock.into()), ..opts? })?;

@@ -344,7 +344,7 @@ impl Run<'_> {
         let room = space::check(&self.store.host, task, layout.dir());
         let Some(note) = self.or_finding(room)? else { return Ok(None) };
         self.notes.extend(note);
-        let started = dump::start(criu, &images, &work);
+        let started = dump::start(criu, task, &images, &work);
         self.or_finding(started)
     }
 
