@@ -40,6 +40,7 @@ impl Disk {
         let mounted =
             made && Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at).status().is_ok_and(|s| s.success());
         if !mounted {
+            assert!(std::env::var_os("DEWAR_LIVE").is_none(), "DEWAR_LIVE is set, but there is no {kind} here");
             eprintln!("skipped: no {kind} here (mkfs.{kind}, and a kernel that has it)");
         }
         mounted.then_some(Self { at, _temp: temp })
