@@ -31,6 +31,20 @@ impl Set {
         is_new
     }
 
+    /// Adds all of `other`; false if one of them was there. The two meta pages, which each walk claims, may be.
+    pub fn join(&mut self, other: &Self) -> bool {
+        if self.0.len() < other.0.len() {
+            self.0.resize(other.0.len(), 0);
+        }
+        let mut are_new = true;
+        for (n, (own, word)) in self.0.iter_mut().zip(&other.0).enumerate() {
+            let metas = if n == 0 { 0b11 } else { 0 };
+            are_new &= *own & *word & !metas == 0;
+            *own |= word;
+        }
+        are_new
+    }
+
     pub fn has(&self, id: usize) -> bool {
         self.0.get(id / 64).is_some_and(|word| word & (1 << (id % 64)) != 0)
     }

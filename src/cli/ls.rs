@@ -51,7 +51,7 @@ pub fn run(args: &Args, hosts: Vec<Host>, namespace: Option<&Namespace>, out: &m
     // Which store, only where there are several.
     let first = usize::from(opened.stores.len() < 2);
     let mut table = |head: &[&str], cells: fn(&Row) -> Vec<String>| {
-        let rows: Vec<_> = rows.iter().map(|row| cells(row)[first..].to_vec()).collect();
+        let rows: Vec<_> = rows.iter().map(|row| cells(row).split_off(first)).collect();
         render::table(out, &head[first..], &rows)
     };
     match (args.json, &args.pod) {

@@ -1,13 +1,13 @@
 //! Text for people: tables, sizes, and names of any bytes made safe for a terminal.
 
-use std::{fmt::Write as _, io::Write};
+use std::io::Write;
 
 use dewar::error::{At, Result};
 
 /// A table with a head, its columns as wide as their widest cell.
 pub fn table(out: &mut dyn Write, head: &[&str], rows: &[Vec<String>]) -> Result<()> {
     let width = |i: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(i)).map(|cell| cell.chars().count());
+        let cells = rows.iter().filter_map(|row| row.get(i)).map(|cell| width_of(cell));
         cells.chain([head.get(i).map_or(0, |h| h.len())]).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
@@ -15,7 +15,8 @@ pub fn table(out: &mut dyn Write, head: &[&str], rows: &[Vec<String>]) -> Result
     let mut text = String::new();
     for row in std::iter::once(&head).chain(rows) {
         for (cell, width) in row.iter().zip(&widths) {
-            let _ = write!(text, "{cell:width$}  ");
+            text.push_str(cell);
+            text.extend(std::iter::repeat_n(' ', width - width_of(cell) + 2));
         }
         text.truncate(text.trim_end().len());
         text.push('\n');
@@ -26,6 +27,10 @@ pub fn table(out: &mut dyn Write, head: &[&str], rows: &[Vec<String>]) -> Result
         }
     }
     out.write_all(text.as_bytes()).at("write", "stdout")
+}
+
+fn width_of(cell: &str) -> usize {
+    if cell.is_ascii() { cell.len() } else { cell.chars().count() }
 }
 
 /// One line of the result.
@@ -41,7 +46,8 @@ pub fn json(out: &mut dyn Write, document: &impl serde::Serialize) -> Result<()>
 
 /// A name from a store with control characters escaped: it must not drive the terminal.
 pub fn safe(text: &str) -> String {
-    if !text.contains(char::is_control) {
+    let is_plain = text.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
+    if is_plain || !text.contains(char::is_control) {
         return text.to_owned();
     }
     text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()

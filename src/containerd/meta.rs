@@ -102,6 +102,27 @@ pub struct SnapshotRecord {
     pub parent: Option<SnapshotKey>,
 }
 
+/// A share of all records: every so manieth run of them.
+#[derive(Debug, Clone, Copy)]
+pub struct Share {
+    /// Which share, from 0.
+    pub index: usize,
+    /// Of how many.
+    pub of: usize,
+}
+
+impl Share {
+    /// All there is.
+    pub const ALL: Self = Self { index: 0, of: 1 };
+    /// Records that lie beside each other are read together.
+    const RUN: usize = 64;
+
+    /// True if record `n` is of it.
+    fn has(self, n: usize) -> bool {
+        n / Self::RUN % self.of.max(1) == self.index
+    }
+}
+
 impl MetaDb {
     /// Where containerd keeps it.
     pub fn path(host: &Host) -> PathBuf {
@@ -170,17 +191,31 @@ impl MetaDb {
     /// Calls `each` with every container record, in order of namespace and id; a record that cannot be read
     /// comes as an error and hides no other.
     pub fn for_each_container(&self, mut each: impl FnMut(Result<Container>)) -> Result<()> {
+        self.for_each_container_of(Share::ALL, |_, record| each(record))
+    }
+
+    /// The same for one share of the records; with each comes its number among all.
+    pub fn for_each_container_of(&self, share: Share, mut each: impl FnMut(usize, Result<Container>)) -> Result<()> {
+        let mut n = 0;
         self.with(|v1| {
             for namespace in v1.buckets() {
                 match namespace.and_then(|(name, bucket)| Ok((name, bucket.bucket("containers")?))) {
                     Ok((name, Some(containers))) => {
                         for entry in containers.buckets() {
-                            let record = entry.and_then(|(id, record)| container(name, id, &record));
-                            each(record.within(&self.path));
+                            if share.has(n) {
+                                let record = entry.and_then(|(id, record)| container(name, id, &record));
+                                each(n, record.within(&self.path));
+                            }
+                            n += 1;
                         }
                     }
                     Ok((_, None)) => {}
-                    Err(e) => each(Err(e).within(&self.path)),
+                    Err(e) => {
+                        if share.has(n) {
+                            each(n, Err(e).within(&self.path));
+                        }
+                        n += 1;
+                    }
                 }
             }
             Ok(())

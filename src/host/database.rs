@@ -5,11 +5,15 @@
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
-    io::{Read, Seek, SeekFrom},
-    os::unix::fs::OpenOptionsExt,
+    io::{self, Read, Seek, SeekFrom},
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    panic::resume_unwind,
     path::Path,
+    thread,
     time::Duration,
 };
+
+use rustix::system;
 
 use super::Host;
 use crate::{
@@ -59,11 +63,56 @@ pub fn open(path: &Path) -> Result<File> {
     }
 }
 
+/// Where reading in two parts begins to pay.
+const LARGE: usize = 8 << 20;
+
 fn copy(file: &mut File, path: &Path) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    file.seek(SeekFrom::Start(0)).at("read", path)?;
+    let len = file.metadata().at("look at", path)?.len();
+    let memory = system::sysinfo();
+    if len > (memory.totalram as u64).saturating_mul(memory.mem_unit.max(1).into()) {
+        return Err(Error::malformed(path, format!("has {len} bytes, more than this machine has memory")));
+    }
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
+    // What cannot be had is an error here; `vec!` would end the program.
+    Vec::<u8>::new().try_reserve_exact(len).map_err(io::Error::from).at("read", path)?;
+    let mut bytes = vec![0; len];
+    let read = fill(file, &mut bytes).at("read", path)?;
+    bytes.truncate(read);
+    // What it grew by meanwhile.
+    file.seek(SeekFrom::Start(read as u64)).at("read", path)?;
     file.read_to_end(&mut bytes).at("read", path)?;
     Ok(bytes)
+}
+
+/// Fills `bytes` from the start of `file`; how many there were. A large file is read by two threads: half of the time goes
+/// into getting the memory.
+fn fill(file: &File, bytes: &mut [u8]) -> io::Result<usize> {
+    if bytes.len() < LARGE {
+        return read_from(file, bytes, 0);
+    }
+    let half = bytes.len() / 2;
+    let (front, back) = bytes.split_at_mut(half);
+    let (front, back) = thread::scope(|scope| {
+        let back = scope.spawn(|| read_from(file, back, half as u64));
+        (read_from(file, front, 0), back.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    });
+    let front = front?;
+    // A file that was cut meanwhile has nothing behind the cut.
+    if front < half { Ok(front) } else { Ok(half + back?) }
+}
+
+/// Reads from byte `from` on until `bytes` is full or the file ends.
+fn read_from(file: &File, bytes: &mut [u8], from: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while done < bytes.len() {
+        match file.read_at(&mut bytes[done..], from + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
 }
 
 /// A commit writes pages that are free in the commit before, and its meta page last. So a copy whose newest meta
@@ -82,7 +131,7 @@ fn consistent_copy(file: &mut File, path: &Path) -> Result<Vec<u8>> {
             return Ok(bytes);
         }
         // Not in step with the commits.
-        std::thread::sleep(Duration::from_micros(200 * (tries % 17) as u64));
+        thread::sleep(Duration::from_micros(200 * (tries % 17) as u64));
     }
     Err(Error::malformed(path, "changes faster than it can be read: stop the daemon for a moment"))
 }
@@ -99,9 +148,7 @@ fn is_newest(file: &mut File, path: &Path, db: &Db<'_>) -> Result<bool> {
 mod tests {
     use std::{
         fs,
-        os::unix::fs::FileExt,
         sync::atomic::{AtomicBool, Ordering},
-        thread,
     };
 
     use super::*;
@@ -179,6 +226,22 @@ mod tests {
             }
             assert!(seen.len() > 3, "the daemon was not at work");
         });
+    }
+
+    #[test]
+    fn a_large_file_is_read_whole_and_an_absurd_one_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("meta.db");
+        let bytes: Vec<u8> = (0..LARGE as u32 / 4 + 1234).flat_map(u32::to_le_bytes).chain([7; 3]).collect();
+        fs::write(&path, &bytes).unwrap();
+        assert!(read(&Host::default(), &path).unwrap() == bytes);
+        let mut short = vec![0; bytes.len() + 4096];
+        assert_eq!(fill(&File::open(&path).unwrap(), &mut short).unwrap(), bytes.len());
+        assert!(short.starts_with(&bytes));
+        // One hole, and more than any machine has memory.
+        File::create(&path).unwrap().set_len(1 << 43).unwrap();
+        let refused = read(&Host::default(), &path).unwrap_err().to_string();
+        assert!(refused.contains("more than this machine has memory"), "{refused}");
     }
 
     #[test]

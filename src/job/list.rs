@@ -1,6 +1,10 @@
 //! `ls`: the containers in the stores, and how their tasks are.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    panic::resume_unwind,
+    thread,
+};
 
 use serde::Serialize;
 
@@ -13,7 +17,7 @@ use super::{
 use crate::{
     containerd::{
         identity::{self, Kind, Pod},
-        meta::{Container, Origin},
+        meta::{Container, Origin, Share},
     },
     error::{Error, Result},
     freeze,
@@ -67,33 +71,80 @@ pub struct Row {
 }
 
 /// The containers that `filter` admits; and the records that could not be read.
+///
+/// Each core has a share of the records: a node that was never pruned may have a hundred thousand.
 pub fn list(store: &Store, filter: &Filter) -> Result<(Vec<Row>, Vec<Error>)> {
-    let (mut rows, mut errors) = (Vec::new(), store.damage());
     let sandboxes = sandboxes(store, filter)?;
-    let mut traces: Option<Traces> = None;
-    store.for_each_container(|record| match record {
-        Ok(record) if filter.namespace.as_ref().is_none_or(|ns| *ns == record.name.namespace) => {
-            let who = who::is(store, &record).unwrap_or_else(|e| {
-                errors.push(e);
-                Identity::default()
-            });
-            let sandbox = who.pod.as_ref().and_then(|pod| sandboxes.get(pod.sandbox.as_ref()?));
-            if filter.admits(&who, sandbox) {
-                if traces.as_ref().is_none_or(|traces| traces.namespace != record.name.namespace) {
-                    traces = Some(Traces::of(&store.host, &record.name.namespace));
-                }
-                let (row, error) = match traces.as_ref().is_none_or(|traces| traces.may_have(&record)) {
-                    false => (row_of(&store.host, record, who, (Status::None, None)), None),
-                    true => row(&store.host, record, who),
-                };
-                rows.push(row);
-                errors.extend(error);
-            }
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let shares: Vec<Result<Listing>> = thread::scope(|scope| {
+        let each = |index| {
+            let mut listing = Listing::new(store, filter, &sandboxes);
+            scope.spawn(move || {
+                store.for_each_container_of(Share { index, of: cores }, |n, record| listing.add(n, record))?;
+                Ok(listing)
+            })
+        };
+        let threads: Vec<_> = (0..cores).map(each).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    });
+    let (mut rows, mut errors) = (Vec::new(), Vec::new());
+    for share in shares {
+        let share = share?;
+        rows.extend(share.rows);
+        errors.extend(share.errors);
+    }
+    rows.sort_by_key(|(n, _)| *n);
+    errors.sort_by_key(|(n, _)| *n);
+    let errors = store.damage().into_iter().chain(errors.into_iter().map(|(_, e)| e)).collect();
+    Ok((rows.into_iter().map(|(_, row)| row).collect(), errors))
+}
+
+/// A list that is being made of one share; with each entry stands the number of its record.
+struct Listing<'a> {
+    store: &'a Store,
+    filter: &'a Filter,
+    sandboxes: &'a HashMap<String, BTreeMap<String, String>>,
+    /// What is there of tasks, of the namespace of the last record.
+    traces: Option<Traces>,
+    rows: Vec<(usize, Row)>,
+    errors: Vec<(usize, Error)>,
+}
+
+impl<'a> Listing<'a> {
+    fn new(store: &'a Store, filter: &'a Filter, sandboxes: &'a HashMap<String, BTreeMap<String, String>>) -> Self {
+        Self { store, filter, sandboxes, traces: None, rows: Vec::new(), errors: Vec::new() }
+    }
+
+    fn add(&mut self, n: usize, record: Result<Container>) {
+        let record = match record {
+            Ok(record) => record,
+            Err(e) => return self.errors.push((n, e)),
+        };
+        if self.filter.namespace.as_ref().is_some_and(|ns| *ns != record.name.namespace) {
+            return;
         }
-        Ok(_) => {}
-        Err(e) => errors.push(e),
-    })?;
-    Ok((rows, errors))
+        let who = who::is(self.store, &record).unwrap_or_else(|e| {
+            self.errors.push((n, e));
+            Identity::default()
+        });
+        let sandbox = who.pod.as_ref().and_then(|pod| self.sandboxes.get(pod.sandbox.as_ref()?));
+        if self.filter.admits(&who, sandbox) {
+            let host = &self.store.host;
+            let (row, error) = match self.may_have_task(&record) {
+                false => (row_of(host, record, who, (Status::None, None)), None),
+                true => row(host, record, who),
+            };
+            self.rows.push((n, row));
+            self.errors.extend(error.map(|e| (n, e)));
+        }
+    }
+
+    fn may_have_task(&mut self, record: &Container) -> bool {
+        let namespace = &record.name.namespace;
+        let known = self.traces.take().filter(|traces| traces.namespace == *namespace);
+        let traces = known.unwrap_or_else(|| Traces::of(&self.store.host, namespace));
+        self.traces.insert(traces).may_have(record)
+    }
 }
 
 /// Removed containers whose records are still found in pages that are free.

@@ -13,7 +13,7 @@ use crate::{
     containerd::{
         docker::{self, Docker},
         images::Images,
-        meta::{Container, Image, MetaDb, Origin, SnapshotRecord},
+        meta::{Container, Image, MetaDb, Origin, Share, SnapshotRecord},
     },
     digest::Digest,
     error::{Error, Result},
@@ -77,25 +77,36 @@ impl Store {
     /// Calls `each` with every container record, in order of namespace and id; a record that cannot be read
     /// comes as an error and hides no other. Records that were put together come last.
     pub fn for_each_container(&self, mut each: impl FnMut(Result<Container>)) -> Result<()> {
-        let mut whole = |record: Result<Container>| match record {
+        self.for_each_container_of(Share::ALL, |_, record| each(record))
+    }
+
+    /// The same for one share of the records; with each comes its number among all.
+    pub fn for_each_container_of(&self, share: Share, mut each: impl FnMut(usize, Result<Container>)) -> Result<()> {
+        let mut whole = |n: usize, record: Result<Container>| match record {
             Ok(record) if docker::is_dockers(&record) => {
                 let (record, error) = self.completed(record);
-                each(Ok(record));
-                error.into_iter().for_each(|e| each(Err(e)));
+                each(n, Ok(record));
+                error.into_iter().for_each(|e| each(n, Err(e)));
             }
-            record => each(record),
+            record => each(n, record),
         };
-        match &self.meta {
-            Ok(meta) => match meta.for_each_container(&mut whole) {
-                Err(e) if !self.ruins().is_empty() => whole(Err(e)),
-                listed => listed?,
-            },
-            Err(why) => whole(Err(Error::Unsupported {
+        let read = match &self.meta {
+            Ok(meta) => meta.for_each_container_of(share, &mut whole),
+            Err(why) => Err(Error::Unsupported {
                 what: format!("the records are put together from what is left: {why}"),
                 hint: String::new(),
-            })),
+            }),
+        };
+        // All shares meet the same error; one tells it.
+        let is_last = share.index + 1 == share.of;
+        match read {
+            Err(e) if self.ruins().is_empty() => return Err(e),
+            Err(e) if is_last => whole(usize::MAX, Err(e)),
+            _ => {}
         }
-        self.ruins().all().for_each(|found| whole(Ok(found.container.clone())));
+        if is_last {
+            self.ruins().all().for_each(|found| whole(usize::MAX, Ok(found.container.clone())));
+        }
         Ok(())
     }
 

@@ -16,6 +16,7 @@ use std::{
 use bbolt_rs::{Bolt, BoltOptions, BucketRwApi, BucketRwImpl, DbRwAPI, TxRwRefApi};
 use dewar::{
     bolt::{Bucket, Db, Item, check},
+    containerd::meta::MetaDb,
     host::{Host, database},
 };
 
@@ -31,6 +32,13 @@ fn time(seconds: u64) -> Vec<u8> {
     [&[1][..], &since_year_one.to_be_bytes(), &[0, 0, 0, 7], &[0xff, 0xff]].concat()
 }
 
+/// A protobuf Any: two fields of the wire type for lengths (typeurl).
+fn any(type_url: &str, value: &str) -> Vec<u8> {
+    let varint = |n: usize| [(n & 0x7f) as u8 | 0x80, (n >> 7) as u8];
+    let field = |tag: u8, text: &str| [&[tag << 3 | 2], &varint(text.len())[..], text.as_bytes()].concat();
+    [field(1, type_url), field(2, value)].concat()
+}
+
 /// A container's record as containerd writes it, with labels, a spec of usual size and a pod's metadata.
 fn put_container(containers: &mut BucketRwImpl<'_, '_>, id: &str, n: u64) -> bbolt_rs::Result<()> {
     let mut record = containers.create_bucket(id)?;
@@ -44,7 +52,16 @@ fn put_container(containers: &mut BucketRwImpl<'_, '_>, id: &str, n: u64) -> bbo
     }
     let spec =
         format!(r#"{{"ociVersion":"1.1.0","linux":{{"cgroupsPath":"/k8s.io/{id}"}},"x":"{}"}}"#, "x".repeat(1200));
-    record.put("spec", spec)?;
+    record.put("spec", any("types.containerd.io/opencontainers/runtime-spec/1/Spec", &spec))?;
+    let metadata = format!(
+        r#"{{"Version":"v1","Metadata":{{"ID":"{id}","Name":"c","SandboxID":"{n:064x}","Config":{{"metadata":{{"name":"c"}},"image":{{"image":"registry.example/shop/web:1"}},"envs":[{{"key":"A","value":"{}"}}]}},"ImageRef":"sha256:{id}","LogPath":"/var/log/pods/{n}/0.log"}}}}"#,
+        "x".repeat(600)
+    );
+    let mut extensions = record.create_bucket("extensions")?;
+    extensions.put(
+        "io.cri-containerd.container.metadata",
+        any("github.com/containerd/cri/pkg/store/container/Metadata", &metadata),
+    )?;
     let mut runtime = record.create_bucket("runtime")?;
     runtime.put("name", "io.containerd.runc.v2")?;
     let mut labels = record.create_bucket("labels")?;
@@ -86,6 +103,7 @@ fn many_records_are_listed_soon_and_in_little_memory() {
     let listed = sandbox.dewar(&["ls", "--json"]).exits(0).json();
     let ids: Vec<&str> = listed.as_array().unwrap().iter().map(|row| row["id"].as_str().unwrap()).collect();
     assert_eq!(ids.len() as u64, records);
+    assert_eq!(listed[0]["pod"]["sandbox"], format!("{:064x}", 0), "the extension is read");
     assert!(ids.is_sorted() && ids.iter().enumerate().all(|(n, id)| id.starts_with(&format!("{n:08x}"))));
 
     let started = Instant::now();
@@ -97,6 +115,36 @@ fn many_records_are_listed_soon_and_in_little_memory() {
         assert!(took < Duration::from_millis(500).max(Duration::from_micros(5 * records)), "{took:?}");
     }
     assert!(used < 2 * size + (16 << 20), "{used} bytes for a file of {size}");
+}
+
+/// Each core looks at a share of the buckets; a page that hangs in two of them is found all the same.
+#[test]
+fn a_page_in_two_buckets_is_found_whoever_looks_at_them() {
+    let sandbox = Sandbox::empty();
+    let path = sandbox.root().join("meta.db");
+    put_store(&path, 150);
+    let sound = std::fs::read(&path).unwrap();
+    let word = |at: usize| u64::from_le_bytes(sound[at..at + 8].try_into().unwrap());
+    let pages = (sound.len() / 4096) as u64;
+    // A bucket's value is its root page and its sequence, which containerd never uses.
+    let roots: Vec<usize> =
+        (8192..sound.len() - 16).filter(|at| (2..pages).contains(&word(*at)) && word(at + 8) == 0).collect();
+    let (mut found, mut across) = (0, 0);
+    for (n, at) in roots.iter().enumerate() {
+        let mut file = sound.clone();
+        let other = roots[(n + roots.len() / 2 + n % 7) % roots.len()];
+        file.copy_within(other..other + 8, *at);
+        let all = check(&file);
+        // Which pages are free is no matter of the tree.
+        let is_damaged = all.iter().any(|finding| !finding.why.contains("free"));
+        // Whole pages under the wrong name are a sound file, and no database of containerd's.
+        let Ok(meta) = MetaDb::of(path.clone(), file) else { continue };
+        assert_eq!(!meta.damage().is_empty(), is_damaged, "byte {at}");
+        let is_twice = all.iter().any(|finding| finding.why == "a page hangs in the tree twice");
+        found += usize::from(is_twice);
+        across += usize::from(is_twice && n.abs_diff((n + roots.len() / 2 + n % 7) % roots.len()) > roots.len() / 3);
+    }
+    assert!(found > 50 && across > 50, "{found} damaged, {across} far apart, of {}", roots.len());
 }
 
 /// Waits for a program; the most memory it had, in bytes, as GNU time would say.
