@@ -22,7 +22,7 @@ use dewar::{
 
 use crate::harness::{META_DB, Sandbox};
 
-fn number(name: &str, usual: u64) -> u64 {
+pub fn number(name: &str, usual: u64) -> u64 {
     std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
 }
 
@@ -73,7 +73,8 @@ fn put_container(containers: &mut BucketRwImpl<'_, '_>, id: &str, n: u64) -> bbo
     Ok(())
 }
 
-fn put_store(path: &Path, records: u64) {
+/// A store of this many containers.
+pub fn put_store(path: &Path, records: u64) {
     let mut db = BoltOptions::builder().no_sync().build().open(path).unwrap();
     for first in (0..records.max(1)).step_by(20_000) {
         db.update(|mut tx| {
@@ -147,8 +148,8 @@ fn a_page_in_two_buckets_is_found_whoever_looks_at_them() {
     assert!(found > 50 && across > 50, "{found} damaged, {across} far apart, of {}", roots.len());
 }
 
-/// Waits for a program; the most memory it had, in bytes, as GNU time would say.
-fn wait4(child: &mut std::process::Child) -> (i32, u64) {
+/// Waits for a program; its exit status, and the most memory it had, in bytes. What wait4(2) tells has that of its parent in it.
+pub fn wait4(child: &mut std::process::Child) -> (i32, u64) {
     let status = Path::new("/proc").join(child.id().to_string()).join("status");
     let mut most = 0;
     loop {
