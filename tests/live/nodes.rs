@@ -1,5 +1,7 @@
 //! Nodes as they are set up: stores where real configurations put them, and pods.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use crate::{
@@ -108,6 +110,51 @@ fn pods_of_every_release_are_known_and_chosen_by_name() {
         dewar_ok(&lab, &["verify", "/tmp/out"]);
         let nobody = lab.dewar(&["checkpoint", "--pod", "prod/shopp", "-o", "/tmp/none"]);
         assert!(String::from_utf8_lossy(&nobody.stderr).contains("pod \"prod/shopp\" not found"));
+    }
+}
+
+/// Three clients commit in turn to a living daemon's database while it is read again and again: every copy is of one commit.
+///
+/// `DEWAR_READS=1000 DEWAR_LIVE=1 cargo test --test live beside_a_daemon` is the long row.
+#[test]
+fn a_database_is_read_beside_a_daemon_at_work() {
+    let reads = std::env::var("DEWAR_READS").ok().and_then(|n| n.parse::<usize>().ok()).unwrap_or(100);
+    for containerd in Containerd::ALL {
+        let Some(lab) = Lab::start(containerd, Cgroup::V1) else { return };
+        lab.start_containerd();
+        lab.import("busybox");
+        // `b` is named after `a`, so no commit has a `b` that is ahead, nor one that is two behind.
+        let seen = lab.sh(&format!(
+            r#"
+            image=$(ctr images ls -q | head -n 1)
+            for id in a b c d; do ctr containers create "$image" $id true; done
+            ctr containers label a nerdctl/name=0 > /dev/null; ctr containers label b nerdctl/name=0 > /dev/null
+            name() {{ ctr containers label $1 nerdctl/name=$2 > /dev/null; }}
+            (n=1; while [ ! -e /tmp/stop ]; do name a $n; name b $n; n=$((n + 1)); done) &
+            (n=1; while [ ! -e /tmp/stop ]; do name c $n; n=$((n + 1)); done) &
+            (n=1; while [ ! -e /tmp/stop ]; do
+                ctr containers create "$image" x$n true; ctr containers rm x$n; n=$((n + 1))
+            done) &
+            for i in $(seq {reads}); do
+                dewar ls --daemon-running --json || {{ echo "read $i failed" >&2; touch /tmp/stop; exit 1; }}
+            done | jq -c 'map({{(.id): .name}}) | add'
+            touch /tmp/stop
+            wait
+            "#
+        ));
+        let names: Vec<[i64; 2]> = seen
+            .lines()
+            .map(|line| {
+                let row: Value = serde_json::from_str(line).expect("a line of jq");
+                ["a", "b"].map(|id| row[id].as_str().and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("{line}")))
+            })
+            .collect();
+        assert_eq!(names.len(), reads);
+        assert!(names.iter().all(|[a, b]| (0..=1).contains(&(a - b))), "{names:?}");
+        assert!(names.is_sorted(), "{names:?}");
+        let commits: BTreeSet<_> = names.iter().collect();
+        assert!(commits.len() > 3, "the daemon was not at work: {names:?}");
+        eprintln!("{containerd:?}: {reads} reads, {} states seen", commits.len());
     }
 }
 
