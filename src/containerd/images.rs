@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::meta::Image;
+use super::meta::{Image, Origin};
 use crate::{
     digest::Digest,
     host::{Host, database},
@@ -68,7 +68,7 @@ impl Images {
         let image = |found: Found| {
             let name = names.get(&found.digest).cloned().unwrap_or_default();
             let Found { media_type, digest, size, config } = found;
-            Some((*chains.get(&config)?, Image { name, digest, media_type, size }))
+            Some((*chains.get(&config)?, Image { name, digest, media_type, size, origin: Origin::Live }))
         };
         let mut by_chain = BTreeMap::new();
         for (chain, image) in manifests.into_iter().filter_map(image) {

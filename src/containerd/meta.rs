@@ -84,6 +84,8 @@ pub struct Image {
     pub media_type: String,
     /// The target's size in bytes.
     pub size: u64,
+    /// How sure it is. One that was not read from the database is `Live`: what it rests on is told with its container.
+    pub origin: Origin,
 }
 
 impl Image {
@@ -100,6 +102,8 @@ pub struct SnapshotRecord {
     pub name: SnapshotName,
     /// Its parent's key in this namespace.
     pub parent: Option<SnapshotKey>,
+    /// How sure it is; as an [`Image`]'s.
+    pub origin: Origin,
 }
 
 /// A share of all records: every so manieth run of them.
@@ -253,7 +257,8 @@ impl MetaDb {
         self.with(|v1| {
             let Some(record) = path(v1, &[ns.as_str(), "snapshots", snapshotter, &key.0])? else { return Ok(None) };
             let parent = Some(record::text(&record, "parent")?).filter(|p| !p.is_empty()).map(SnapshotKey);
-            Ok(Some(SnapshotRecord { name: SnapshotName(record::text(&record, "name")?), parent }))
+            let (name, origin) = (SnapshotName(record::text(&record, "name")?), record.origin.into());
+            Ok(Some(SnapshotRecord { name, parent, origin }))
         })
     }
 }
@@ -337,5 +342,6 @@ fn image(name: &str, record: &Bucket<'_>) -> Result<Image, Corrupt> {
         digest: digest.map_err(|_| Corrupt { at: 0, why: "an image's digest is not sha256:<64 hex>" })?,
         media_type: record::text(&target, "mediatype")?,
         size: u64::try_from(size).map_err(|_| Corrupt { at: 0, why: "an image's size is negative" })?,
+        origin: record.origin.into(),
     })
 }

@@ -11,7 +11,7 @@ use crate::{
     containerd::{
         docker::Manifest,
         log,
-        meta::{Container, Image, SnapshotRecord},
+        meta::{Container, Image, Origin, SnapshotRecord},
         task::{self, TaskRecord},
     },
     digest::Digest,
@@ -79,6 +79,8 @@ pub fn locate(store: &Store, container: Container) -> Result<Target> {
         }
         (image, _) => note(&mut findings, NO_IMAGE, image),
     };
+    let doubt = image.as_ref().and_then(|image| Some((&image.name, image.origin.doubt()?)));
+    findings.extend(doubt.map(|(name, doubt)| format!("the record of image {name} is {doubt}")));
     let (task, damage) = task(&store.host, &container)?;
     let log = note(&mut findings, "the container's log is not in the bundle", log(store, &container)).flatten();
     findings.extend(damage.map(|e| format!("{}: other records are used instead", with_causes(&e))));
@@ -140,7 +142,7 @@ fn image(store: &Store, container: &Container) -> Result<Image> {
                 "" => format!("localhost/moby@{digest}"),
                 name => name.to_owned(),
             };
-            Ok(Image { name, digest, media_type, size })
+            Ok(Image { name, digest, media_type, size, origin: Origin::Live })
         }
         (found, _) => found,
     }
@@ -183,7 +185,8 @@ fn recorded_files(store: &Store, container: &Container) -> Result<Files> {
         what: format!("snapshot {snapshot_key} of {snapshotter} in namespace {}", name.namespace),
         hint: "its record was removed since the container was made".into(),
     })?;
-    let snapshotter::Found { rw, findings } = snapshotter::rw_layer(&store.host, snapshotter, &record.name)?;
+    let snapshotter::Found { rw, mut findings } = snapshotter::rw_layer(&store.host, snapshotter, &record.name)?;
+    findings.extend(record.origin.doubt().map(|doubt| format!("the record of snapshot {snapshot_key} is {doubt}")));
     let files = Files { rw, parent: record.parent.as_ref().map(|p| p.0.clone()), findings };
     match dockers_init(store, container, record.parent.as_ref())? {
         Some(init) => Ok(on_the_image(files, init)),
@@ -399,7 +402,7 @@ mod tests {
             runtime_options: Vec::new(),
             spec: Vec::new(),
             labels: std::collections::BTreeMap::new(),
-            origin: crate::containerd::meta::Origin::Live,
+            origin: Origin::Live,
             created_at: None,
         };
         (host, container)

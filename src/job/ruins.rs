@@ -118,7 +118,7 @@ impl Ruins {
     pub fn snapshot(&self, ns: &Namespace, snapshotter: &str, key: &SnapshotKey) -> Option<SnapshotRecord> {
         let all = self.snapshots.get(snapshotter)?;
         let entry = all.iter().find(|entry| entry.owner() == Some((ns.as_str(), &key.0)))?;
-        Some(SnapshotRecord { name: entry.name.clone(), parent: entry.parent_key() })
+        Some(SnapshotRecord { name: entry.name.clone(), parent: entry.parent_key(), origin: Origin::Live })
     }
 }
 
@@ -279,6 +279,7 @@ impl<'a> Search<'a> {
             digest: place.chain.unwrap_or_else(|| Digest::of(who.to_string().as_bytes())),
             media_type: String::new(),
             size: 0,
+            origin: Origin::Live,
         });
         let told = annotations.get("io.kubernetes.cri.image-name").filter(|name| name.contains('/'));
         match (told, image.name.is_empty()) {

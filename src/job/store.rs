@@ -176,7 +176,8 @@ impl Store {
     /// tells it. Where nothing is there, it is one of unknown type, to be made again from its snapshots.
     pub fn image_of_chain(&self, chain: &Digest) -> Image {
         let stored = Images::of(&self.host).with_chain(chain).cloned();
-        let unknown = || Image { name: String::new(), digest: *chain, media_type: String::new(), size: 0 };
+        let unknown =
+            || Image { name: String::new(), digest: *chain, media_type: String::new(), size: 0, origin: Origin::Live };
         stored.unwrap_or_else(unknown)
     }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use dewar::{
-    containerd::meta::{Container, MetaDb, Origin},
+    containerd::meta::{Container, Image, MetaDb, Origin, SnapshotRecord},
     host::Host,
     id::SnapshotKey,
 };
@@ -174,10 +174,13 @@ fn one_lost_page_costs_no_image_and_no_snapshot_that_is_not_on_it() {
             let parts: Vec<&str> = name.split('\u{1f}').collect();
             let namespace = parts[1].parse().unwrap();
             match parts[2] {
-                "images" => meta.image(&namespace, parts[3]).map(|image| format!("{image:?}")),
-                _ => meta
-                    .snapshot(&namespace, parts[3], &SnapshotKey(parts[4].into()))
-                    .map(|record| format!("{record:?}")),
+                // How sure it is is another matter: the list that had it may be lost.
+                "images" => meta
+                    .image(&namespace, parts[3])
+                    .map(|found| format!("{:?}", found.map(|image| Image { origin: Origin::Live, ..image }))),
+                _ => meta.snapshot(&namespace, parts[3], &SnapshotKey(parts[4].into())).map(|found| {
+                    format!("{:?}", found.map(|record| SnapshotRecord { origin: Origin::Live, ..record }))
+                }),
             }
         };
         let read = |bytes: &[u8]| {
@@ -407,6 +410,41 @@ fn a_damaged_file_takes_little_memory() {
         }
     }
     eprintln!("{} MiB of file: at most {} MiB", sound.len() >> 20, most >> 20);
+}
+
+/// Images and snapshots carry how sure they are as containers do: with one page gone, what is told as sure is as it was.
+#[test]
+fn images_and_snapshots_say_how_sure_they_are() {
+    let Some(whole) = Sandbox::rich("2.1") else { return };
+    let host = whole.host();
+    let (path, meta) = (MetaDb::path(&host), MetaDb::read(&host).unwrap());
+    let file = std::fs::read(&path).unwrap();
+    let mut containers = Vec::new();
+    meta.for_each_container(|record| containers.extend(record)).unwrap();
+    let told = |meta: &MetaDb, of: &Container| {
+        let image = meta.image(&of.name.namespace, &of.image).ok().flatten();
+        let snapshot = meta.snapshot(&of.name.namespace, &of.snapshotter, &of.snapshot_key).ok().flatten();
+        [
+            image.map(|image| (format!("{} {} {}", image.digest, image.media_type, image.size), image.origin)),
+            snapshot.map(|snapshot| (format!("{} {:?}", snapshot.name, snapshot.parent), snapshot.origin)),
+        ]
+    };
+    let right: Vec<_> = containers.iter().map(|container| told(&meta, container)).collect();
+    assert!(right.iter().flatten().flatten().all(|(_, origin)| *origin == Origin::Live));
+    let mut doubted = 0;
+    for page in 2..file.len() / PAGE {
+        let mut bytes = file.clone();
+        bytes[page * PAGE..][..PAGE].fill(0);
+        let Ok(damaged) = MetaDb::of(path.clone(), bytes) else { continue };
+        for (container, right) in containers.iter().zip(&right) {
+            for (now, right) in told(&damaged, container).into_iter().zip(right) {
+                let (Some((now, origin)), Some((right, _))) = (now, right) else { continue };
+                assert!(origin != Origin::Live || now == *right, "page {page}, {}: {now}, not {right}", container.name);
+                doubted += usize::from(origin != Origin::Live);
+            }
+        }
+    }
+    assert!(doubted > 10, "{doubted}");
 }
 
 /// A snapshotter's database: with one page gone, the container's files are found in the same directories as before; or it is said
