@@ -12,9 +12,11 @@ pub mod tally;
 // Floor 1: formats.
 pub mod bolt;
 pub mod criu;
+pub mod elf;
 pub mod idmap;
 pub mod oci;
 pub mod pax;
+pub mod procfs;
 pub mod proto;
 pub mod record;
 // Floor 2: stores.

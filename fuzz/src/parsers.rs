@@ -5,8 +5,9 @@ use dewar::{
     bolt,
     containerd::meta::MetaDb,
     criu::{image, rpc},
+    elf,
     idmap::{IdMap, Ranges},
-    oci, pax, proto, record,
+    oci, pax, procfs, proto, record,
 };
 use prost::Message;
 
@@ -51,6 +52,36 @@ pub fn criu(data: &[u8]) {
     drop(proto::decode::<rpc::Notify>(data));
 }
 
+/// Headers and notes of ELF files.
+pub fn elf(data: &[u8]) {
+    let _ = (elf::class(data), elf::many(data));
+    if let Ok(head) = elf::Head::parse(data) {
+        let at = usize::try_from(head.programs_at).unwrap_or(usize::MAX);
+        for bytes in data.get(at..).unwrap_or_default().chunks(elf::PROGRAM) {
+            let _ = elf::Program::parse(bytes).map(|program| program.objection(data.len() as u64));
+        }
+    }
+    // Each note takes twelve bytes at least.
+    assert!(elf::notes(data).count() <= data.len() / 12 + 1);
+}
+
+/// Texts of procfs.
+pub fn procfs(data: &[u8]) {
+    let maps = procfs::map::maps(data);
+    assert!(maps.iter().all(|map| map.len() > 0 && !map.is_empty()));
+    let mut pieces = procfs::map::Maps::default();
+    data.chunks(3).for_each(|piece| pieces.push(piece));
+    assert_eq!(pieces.finish(), maps);
+    drop(procfs::process::Status::parse(data));
+    let _ = procfs::process::Stat::parse(data);
+    let _ = (procfs::process::descriptor(data), procfs::process::pointers(data));
+    for table in procfs::net::TABLES {
+        assert!(procfs::net::sockets(table, data).iter().all(|socket| socket.local.to_bytes().is_some()));
+    }
+    drop((procfs::net::routes(data), procfs::net::routes6(data), procfs::net::neighbours(data)));
+    drop((procfs::net::addresses(data), procfs::net::addresses6(data), procfs::net::interfaces(data)));
+}
+
 /// Documents of OCI images and runtimes.
 pub fn oci(data: &[u8]) {
     let host = oci::image::Platform::local();
@@ -62,6 +93,8 @@ pub fn oci(data: &[u8]) {
     drop(serde_json::from_slice::<oci::image::Manifest>(data));
     drop(serde_json::from_slice::<oci::image::Config>(data));
     drop(serde_json::from_slice::<oci::account::Account>(data));
+    drop(serde_json::from_slice::<oci::raw::Processes>(data));
+    drop(serde_json::from_slice::<oci::volatile::Volatile>(data));
     if let Ok(spec) = serde_json::from_slice::<oci::runtime::Spec>(data) {
         for mount in &spec.mounts {
             let _ = (mount.is_bind(), mount.is_recursive(), mount.is_tmpfs());

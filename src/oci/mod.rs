@@ -5,4 +5,6 @@
 pub mod account;
 pub mod image;
 pub mod names;
+pub mod raw;
 pub mod runtime;
+pub mod volatile;

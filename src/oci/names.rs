@@ -37,6 +37,11 @@ pub const RESOURCE_TAR: &str = "application/vnd.containerd.container.resource.ta
 /// What a checkpoint could not hold: JSON, [`super::account::Account`].
 pub const ACCOUNT: &str = "application/vnd.dewar.account.v1+json";
 
+/// The raw capture of a task's memory: a plain tar, [`super::raw`]. It cannot be restored.
+pub const RAW_TAR: &str = "application/vnd.dewar.memory.raw.v1.tar";
+/// What else of a task is volatile: JSON, [`super::volatile::Volatile`].
+pub const VOLATILE: &str = "application/vnd.dewar.volatile.v1+json";
+
 /// The name under which `ctr images import` records an entry of `index.json`.
 pub const IMAGE_NAME: &str = "io.containerd.image.name";
 /// OCI's name of an entry; in a checkpoint index, the base image's name.
@@ -91,3 +96,5 @@ pub const LAYER_ORIGINAL: &str = "org.dewar.layer.original";
 pub const LAYER_WRITER: &str = "org.dewar.layer.writer";
 /// On a checkpoint's entry: the namespace the container's record was in.
 pub const NAMESPACE: &str = "org.dewar.container.namespace";
+/// On a member that is memory: `false`, it can be looked at and not brought back.
+pub const RESTORABLE: &str = "org.dewar.restorable";

@@ -12,9 +12,11 @@ type Parser = (&'static str, fn(&[u8]));
 const PARSERS: &[Parser] = &[
     ("bolt", parsers::bolt),
     ("criu", parsers::criu),
+    ("elf", parsers::elf),
     ("oci", parsers::oci),
     ("idmap", parsers::idmap),
     ("pax", parsers::pax),
+    ("procfs", parsers::procfs),
     ("proto", parsers::proto),
     ("record", parsers::record),
 ];
