@@ -33,6 +33,8 @@ pub mod bundle;
 pub mod dump;
 pub mod freeze;
 pub mod image;
+pub mod raw;
 pub mod rw;
+pub mod volatile;
 // Floor 4: jobs.
 pub mod job;

@@ -13,7 +13,7 @@ const FLOORS: [&[&str]; 5] = [
     &["corrupt", "digest", "error", "id", "interrupt", "name", "tally"],
     &["bolt", "criu", "elf", "idmap", "oci", "pax", "procfs", "proto", "record"],
     &["containerd", "host", "layout", "runtime", "snapshotter", "sparse", "tree"],
-    &["binds", "bundle", "dump", "freeze", "image", "rw"],
+    &["binds", "bundle", "dump", "freeze", "image", "raw", "rw", "volatile"],
     &["job"],
 ];
 
@@ -36,6 +36,8 @@ const NEIGHBOURS: &[(&str, &[&str])] = &[
     ("tree", &["sparse"]),
     // Only what is held still may be dumped or copied.
     ("dump", &["freeze"]),
+    ("raw", &["freeze"]),
+    ("volatile", &["freeze"]),
     ("rw", &["freeze"]),
     ("binds", &["freeze"]),
     // The committed image has the rw layer on top.

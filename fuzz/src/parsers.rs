@@ -74,7 +74,7 @@ pub fn procfs(data: &[u8]) {
     assert_eq!(pieces.finish(), maps);
     drop(procfs::process::Status::parse(data));
     let _ = procfs::process::Stat::parse(data);
-    let _ = (procfs::process::descriptor(data), procfs::process::pointers(data));
+    let _ = (procfs::process::Descriptor::parse(data), procfs::process::pointers(data));
     for table in procfs::net::TABLES {
         assert!(procfs::net::sockets(table, data).iter().all(|socket| socket.local.to_bytes().is_some()));
     }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! index.json:  <ref>-rootfs (committed image) · base image · <ref> (checkpoint index)
-//! checkpoint index:  base image · runtime options · rw layer · CRIU images · spec · dump options · mounts · beside · account
+//! checkpoint index:  base image · runtime options · rw layer · CRIU images · spec · dump options · mounts · beside ·
+//!                    raw capture · what else is volatile · account
 //! ```
 //! The base image comes first and carries this machine's platform: then an import of 1.6 and 1.7 unpacks that, and
 //! does not stumble over a layer that is no image.
@@ -73,6 +74,8 @@ fn members(staging: &Staging, parts: &Parts) -> Result<Vec<Descriptor>> {
     }));
     let beside = parts.layer.as_ref().and_then(|layer| layer.beside);
     members.extend(beside.map(|tar| blob(names::RESOURCE_TAR, tar).with(names::BESIDE, "rw layer").on(plain())));
+    members.extend(parts.raw.map(|raw| blob(names::RAW_TAR, raw).with(names::RESTORABLE, "false").on(plain())));
+    members.extend(parts.volatile.map(|volatile| blob(names::VOLATILE, volatile).on(plain())));
     Ok(members)
 }
 
@@ -166,6 +169,8 @@ mod tests {
                 summary: Default::default(),
             }),
             criu: Some(blob("criu")),
+            raw: Some(blob("raw")),
+            volatile: Some(blob("volatile")),
             options: CheckpointOptions { file_locks: true, ..Default::default() },
             binds: vec![Bind { kind: "bind", destination: "/data".into(), blob: blob("bind") }],
             account: Default::default(),
@@ -205,6 +210,8 @@ mod tests {
                 names::CHECKPOINT_OPTIONS,
                 names::RESOURCE_TAR,
                 names::RESOURCE_TAR,
+                names::RAW_TAR,
+                names::VOLATILE,
                 names::ACCOUNT
             ]
         );
@@ -213,6 +220,7 @@ mod tests {
         assert_eq!(members[6].annotations[names::MOUNT_DESTINATION], "/data");
         assert_eq!(members[6].annotations[names::MOUNT_TYPE], "bind");
         assert_eq!(members[7].annotations[names::BESIDE], "rw layer");
+        assert_eq!(members[8].annotations[names::RESTORABLE], "false");
         assert!(entries.iter().all(|entry| entry.seal() == Some(true)));
         assert_eq!(entries[2].annotations[names::CREATED], "2023-11-14T22:13:20Z");
     }
@@ -227,7 +235,16 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_left_out() {
-        let mut parts = Parts { criu: None, layer: None, committed: None, base: None, binds: Vec::new(), ..whole() };
+        let mut parts = Parts {
+            raw: None,
+            volatile: None,
+            criu: None,
+            layer: None,
+            committed: None,
+            base: None,
+            binds: Vec::new(),
+            ..whole()
+        };
         parts.container.runtime_options.clear();
         parts.container.spec.clear();
         let (entries, members) = written(&parts);

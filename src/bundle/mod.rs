@@ -29,6 +29,10 @@ pub struct Parts {
     pub layer: Option<Layer>,
     /// The CRIU tar; `None` without a dump.
     pub criu: Option<Blob>,
+    /// The raw capture in place of a dump.
+    pub raw: Option<Blob>,
+    /// What else of the task is volatile.
+    pub volatile: Option<Blob>,
     /// How it was dumped.
     pub options: CheckpointOptions,
     /// Mounts' contents, in mount order, and the log.

@@ -22,7 +22,7 @@ use dewar::{
         store::Store,
     },
     layout::{Layout, archive},
-    rw,
+    raw, rw, volatile,
 };
 use jiff::Timestamp;
 
@@ -77,6 +77,21 @@ pub struct Args {
     progress: progress::Mode,
     #[command(flatten)]
     criu: Criu,
+    #[command(flatten)]
+    evidence: Evidence,
+}
+
+/// What is taken to be looked at.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Evidence")]
+struct Evidence {
+    /// Of a live task, what else is volatile: all, none, or some of sockets,routes,neighbours,interfaces,processes,
+    /// namespaces,mounts,cgroups
+    #[arg(long, value_name = "LIST", default_value = "all")]
+    volatile: volatile::Wanted,
+    /// How much of each file without a name a raw capture saves, in bytes or with K, M, G, T
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
+    deleted_files_max: u64,
 }
 
 /// What CRIU is asked.
@@ -105,12 +120,14 @@ struct Criu {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Task {
-    /// If there is a live task; what CRIU refuses becomes a finding
+    /// If there is a live task; what CRIU refuses is captured raw, not to be restored
     Auto,
     /// Or write nothing at all
     Always,
     /// Files only
     Never,
+    /// An ELF core of each process, without CRIU: to be looked at, never to be restored
+    Raw,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -222,6 +239,7 @@ fn options(args: &Args) -> Result<Options> {
             Task::Auto => Memory::Auto,
             Task::Always => Memory::Always,
             Task::Never => Memory::Never,
+            Task::Raw => Memory::Raw,
         },
         exit: args.exit,
         binds: args.binds,
@@ -245,8 +263,25 @@ fn options(args: &Args) -> Result<Options> {
                 NetworkLock::Iptables => dump::NetworkLock::Iptables,
             },
         },
+        raw: raw::Options { deleted_max: args.evidence.deleted_files_max },
+        volatile: args.evidence.volatile.clone(),
         now: now()?,
     })
+}
+
+/// `1048576`, `1024K`, `1M`.
+fn parse_size(text: &str) -> std::result::Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match text.get(digits.len()..).unwrap_or_default().to_ascii_uppercase().as_str() {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err("a number of bytes, or one with K, M, G or T behind it".into()),
+    };
+    let number: u64 = digits.parse().map_err(|_| "no number of bytes".to_owned())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "more bytes than there can be".into())
 }
 
 /// `SOURCE_DATE_EPOCH` where it is set (reproducible-builds.org): same stores, same time, same bytes.

@@ -73,7 +73,8 @@ fn show(c: &Checkpoint, out: &mut dyn Write) -> Result<()> {
     lines.push((
         "memory",
         c.memory.as_ref().map_or("not in this checkpoint".into(), |m| {
-            format!("{} processes, {} of pages; {} stored", m.processes.len(), size(m.pages), size(m.size))
+            let raw = if m.restorable { "" } else { "raw, NOT restorable: " };
+            format!("{raw}{} processes, {} of pages; {} stored", m.processes.len(), size(m.pages), size(m.size))
         }),
     ));
     for (key, value) in lines {

@@ -188,6 +188,22 @@ impl Frozen {
         if self.freezer.freeze(FREEZE)? { Ok(()) } else { Err(self.error("it did not freeze again", "")) }
     }
 
+    /// Every process of the container, by pid; nobody comes or goes while it is frozen.
+    pub fn pids(&self) -> Result<Vec<i32>> {
+        let mut pids = self.freezer.pids()?;
+        pids.sort_unstable();
+        Ok(pids)
+    }
+
+    /// Lets the cgroup go for as long as `work` takes, and freezes it again: for whoever holds its threads otherwise
+    /// meanwhile. If we are killed in between, the watchdog brings back what was before, as at any other time.
+    pub fn thawed<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+        self.freezer.open()?.thaw()?;
+        let done = work();
+        self.refreeze()?;
+        Ok(done)
+    }
+
     fn is_still(&self) -> Result<()> {
         if !self.freezer.settle(SETTLE)? {
             return Err(self.error("it was thawed while we held it", "see that nothing else resumes it meanwhile"));

@@ -13,6 +13,7 @@ pub use super::report::{Files, Report, Sizes, Stage};
 use super::{
     layers,
     locate::{Target, with_causes},
+    memory::{Refusal, Taken},
     report::{Outcome, report},
     space,
     store::Store,
@@ -26,13 +27,15 @@ use crate::{
     freeze::{self, After, Still},
     image::{self, Base, Sources},
     interrupt,
-    layout::{Layout, Staging},
+    layout::{Layout, Staging, read},
     oci::{account::Account, names},
     proto::{self, CheckpointOptions},
+    raw,
     runtime::{self, CgroupVersion, Task},
     rw::{self, Compression, Layer},
     tally,
     tree::{Summary, Why},
+    volatile,
 };
 
 /// Whether a live task's memory is dumped.
@@ -45,6 +48,8 @@ pub enum Memory {
     Always,
     /// Files only.
     Never,
+    /// By the raw capture, which can only be looked at.
+    Raw,
 }
 
 /// What the user asked for.
@@ -64,6 +69,10 @@ pub struct Options {
     pub compression: Compression,
     /// What CRIU is asked.
     pub dump: dump::Options,
+    /// What a raw capture is asked.
+    pub raw: raw::Options,
+    /// What else is taken of a live task.
+    pub volatile: volatile::Wanted,
     /// The time that names and annotations carry.
     pub now: Timestamp,
 }
@@ -79,7 +88,7 @@ pub fn checkpoint(
     let started = Instant::now();
     let reference = reference(&target, options);
     let (notes, findings) = (Vec::new(), target.findings.clone());
-    let mut run = Run { store, options, account: Account::default(), notes, findings };
+    let mut run = Run { store, options, account: Account::default(), notes, findings, refusal: None };
     let criu = run.prepare(&target)?;
     let staging = layout.stage()?;
     progress(Stage::Image);
@@ -89,18 +98,18 @@ pub fn checkpoint(
 
     progress(Stage::Freeze);
     let still = run.hold(&target)?;
-    let images = ready.map(|ready| run.dump(ready, &still, &target, progress)).transpose()?.flatten();
+    let taken = run.take(ready, &still, &target, &staging, progress)?;
     progress(Stage::Files { held: still.task().is_some() });
     let files = target.rw.as_ref().map(|rw| rw::capture(&still, rw, &staging)).transpose()?;
-    let mounts = run.mounts(&still, &target, images.is_some(), &staging)?;
+    let mounts = run.mounts(&still, &target, taken.images.is_some(), &staging)?;
     still.is_still()?;
-    let after = run.after(&target, images.is_some(), files.is_some());
+    let after = run.after(&target, &taken, files.is_some());
     let released = still.release(after)?;
 
     progress(Stage::Seal { held: after == After::Exit });
-    let memory = run.memory(&target, images.is_some());
-    let target = run.restorable(target, images.is_some());
-    let parts = run.seal(target, base, images, files, mounts, &staging, &reference)?;
+    let memory = run.memory(&target, &taken);
+    let target = run.restorable(target, taken.images.is_some());
+    let parts = run.seal(target, base, taken, files, mounts, &staging, &reference)?;
     let bundle = bundle::write(layout, &staging, &parts, bundle::containerd::write)?;
     staging.close()?;
     let frozen = released.frozen;
@@ -114,12 +123,14 @@ pub fn checkpoint(
 }
 
 /// One run's view: the host, what was asked, and what was found on the way.
-struct Run<'a> {
-    store: &'a Store,
-    options: &'a Options,
+pub(super) struct Run<'a> {
+    pub(super) store: &'a Store,
+    pub(super) options: &'a Options,
     account: Account,
-    notes: Vec<String>,
-    findings: Vec<String>,
+    pub(super) notes: Vec<String>,
+    pub(super) findings: Vec<String>,
+    /// Why CRIU does not dump, until it is told.
+    pub(super) refusal: Option<Refusal>,
 }
 
 /// What is mounted into the container, and its log.
@@ -133,7 +144,7 @@ impl Run<'_> {
     fn prepare(&mut self, target: &Target) -> Result<Option<Criu>> {
         let live = target.task.live().is_some();
         match (self.options.memory, live) {
-            (Memory::Never, _) | (Memory::Auto, false) => Ok(None),
+            (Memory::Never | Memory::Raw, _) | (Memory::Auto, false) => Ok(None),
             (Memory::Always, false) => Err(Error::NotFound {
                 what: format!("a live task of {}", target.container.name),
                 hint: "without --task always its files are written all the same".into(),
@@ -145,19 +156,7 @@ impl Run<'_> {
                     (Some(_), _) => dump::prepare(&self.store.host),
                     (None, _) => Err(Error::malformed(target.container.name.to_string(), "its spec cannot be read")),
                 };
-                self.or_finding(ready)
-            }
-        }
-    }
-
-    /// With `--task always` a failed dump is an error; otherwise a finding, and the rest comes home.
-    fn or_finding<T>(&mut self, result: Result<T>) -> Result<Option<T>> {
-        match result {
-            Ok(value) => Ok(Some(value)),
-            Err(e) if self.options.memory == Memory::Always || matches!(e, Error::Interrupted) => Err(e),
-            Err(e) => {
-                self.findings.push(format!("memory is not in the bundle: {}", with_causes(&e)));
-                Ok(None)
+                self.or_raw(ready)
             }
         }
     }
@@ -226,16 +225,17 @@ impl Run<'_> {
         layout: &Layout,
         staging: &Staging,
     ) -> Result<Option<Ready<'a>>> {
-        let (Some(criu), Some(task)) = (criu, target.task.live()) else { return Ok(None) };
-        let (images, work) = (staging.folder("criu")?, staging.folder("criu-work")?);
+        let Some(task) = target.task.live().filter(|_| self.options.memory != Memory::Never) else { return Ok(None) };
         let room = space::check(&self.store.host, task, layout.dir());
-        let Some(note) = self.or_finding(room)? else { return Ok(None) };
+        let Some(note) = self.or_none(room)? else { return Ok(None) };
         self.notes.extend(note);
+        let Some(criu) = criu else { return Ok(None) };
+        let (images, work) = (staging.folder("criu")?, staging.folder("criu-work")?);
         let started = dump::start(criu, task, &images, &work);
-        self.or_finding(started)
+        self.or_raw(started)
     }
 
-    fn dump(
+    pub(super) fn dump(
         &mut self,
         ready: Ready<'_>,
         still: &Still,
@@ -247,7 +247,7 @@ impl Run<'_> {
         tally::watch(Some(ready.images()));
         let dumped = dump::dump(ready, still, spec, &self.options.dump);
         tally::watch(None);
-        self.or_finding(dumped)
+        self.or_raw(dumped)
     }
 
     /// What is mounted, if that was asked for; and the log, held at the length it has now.
@@ -282,10 +282,16 @@ impl Run<'_> {
         Ok(Mounts { captured, log })
     }
 
-    /// What is not in the bundle must not be killed: memory that was wanted, and files, are what it would take along.
-    fn after(&mut self, target: &Target, dumped: bool, files: bool) -> After {
+    /// What is not in the bundle must not be killed: memory that was wanted, and files, are what it would take along. A raw
+    /// capture brings nothing back; it is enough only for who asked for it and for no dump.
+    fn after(&mut self, target: &Target, taken: &Taken, files: bool) -> After {
         let live = target.task.live().is_some();
-        let whole = files && (dumped || self.options.memory == Memory::Never);
+        let is_memory_safe = match self.options.memory {
+            Memory::Never => true,
+            Memory::Raw => taken.raw.is_some(),
+            Memory::Auto | Memory::Always => taken.images.is_some(),
+        };
+        let whole = files && is_memory_safe;
         match (self.options.exit && live, whole) {
             (true, true) => After::Exit,
             (true, false) => {
@@ -318,12 +324,13 @@ impl Run<'_> {
         target
     }
 
-    fn memory(&self, target: &Target, dumped: bool) -> &'static str {
-        match (dumped, target.task.live().is_some(), self.options.memory) {
-            (true, ..) => "dumped",
-            (false, true, Memory::Never) => "skipped",
-            (false, true, _) => "refused",
-            (false, false, _) => "none",
+    fn memory(&self, target: &Target, taken: &Taken) -> &'static str {
+        match (target.task.live().is_some(), self.options.memory) {
+            _ if taken.images.is_some() => "dumped",
+            _ if taken.raw.is_some() => "raw",
+            (true, Memory::Never) => "skipped",
+            (true, _) => "refused",
+            (false, _) => "none",
         }
     }
 
@@ -332,7 +339,7 @@ impl Run<'_> {
         &mut self,
         target: Target,
         base: Option<Base>,
-        images: Option<Images>,
+        taken: Taken,
         files: Option<rw::Captured>,
         mounts: Mounts,
         staging: &Staging,
@@ -341,12 +348,16 @@ impl Run<'_> {
         let log = mounts.log.map(|log| self.log(log, staging)).transpose()?;
         let lacking = self.findings.clone();
         // To hash memory takes one core, and so long that the layer is ready meanwhile.
-        let (layer, criu) = thread::scope(|scope| {
+        let Taken { images, raw, volatile } = taken;
+        let (layer, criu, raw) = thread::scope(|scope| {
+            let raw = raw.as_ref().map(|raw| scope.spawn(|| raw::seal(raw, staging)));
             let criu = images.as_ref().map(|images| scope.spawn(|| dump::pack::pack(images, staging)));
             let layer = files.map(|files| self.layer(files, staging)).transpose();
             let criu = criu.map(|criu| criu.join().unwrap_or_else(|panic| resume_unwind(panic))).transpose();
-            Ok::<_, Error>((layer?, criu?))
+            let raw = raw.map(|raw| raw.join().unwrap_or_else(|panic| resume_unwind(panic))).transpose();
+            Ok::<_, Error>((layer?, criu?, raw?))
         })?;
+        let volatile = volatile.map(|v| volatile::seal(v, read::MAX_DOCUMENT, staging)).transpose()?;
         let committed = match &layer {
             Some(layer) if target.image.is_some() || target.parent.is_none() => {
                 image::committed(base.as_ref(), layer, staging)?
@@ -367,7 +378,21 @@ impl Run<'_> {
         };
         let (container, created, reference) = (target.container, self.options.now, reference.to_owned());
         let account = Account { findings: lacking, ..std::mem::take(&mut self.account) };
-        Ok(Parts { container, base, committed, layer, criu, options, binds, account, annotations, created, reference })
+        Ok(Parts {
+            container,
+            base,
+            committed,
+            layer,
+            criu,
+            raw,
+            volatile,
+            options,
+            binds,
+            account,
+            annotations,
+            created,
+            reference,
+        })
     }
 
     fn layer(&mut self, files: rw::Captured, staging: &Staging) -> Result<Layer> {
@@ -453,6 +478,8 @@ fn annotations(target: &Target, images: Option<&Images>, task: Option<&Task>) ->
     put(names::HOST_ARCH, &crate::oci::image::Platform::local().architecture);
     if let Some(images) = images {
         put(names::CRIU_VERSION, &images.version.to_string());
+    }
+    if task.is_some() {
         put(
             names::HOST_KERNEL,
             nix::sys::utsname::uname()

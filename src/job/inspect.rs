@@ -13,6 +13,7 @@ use crate::{
         account::Account,
         image::{Descriptor, Index},
         names,
+        raw::{MAX_PROCESSES, PROCESSES, Process as RawProcess, Processes},
         runtime::Spec,
     },
     proto::{self, Any},
@@ -89,7 +90,9 @@ pub struct Files {
 /// What the memory image holds.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Memory {
-    /// The processes, as in the container's pid namespace.
+    /// False of a raw capture: it can be looked at, and not brought back.
+    pub restorable: bool,
+    /// The processes, as in the container's pid namespace; of a raw capture, as on the host.
     pub processes: Vec<Task>,
     /// Bytes of pages.
     pub pages: u64,
@@ -180,6 +183,7 @@ impl Checkpoint {
         });
         match member.media_type.as_str() {
             names::CRIU_TAR => self.memory = Some(memory(layout, member)?),
+            names::RAW_TAR => self.memory = Some(raw(layout, member)?),
             names::ACCOUNT => self.account = Some(account(layout, member)?),
             names::CHECKPOINT_CONFIG => self.args = args(layout, member)?,
             names::LAYER_GZIP | names::LAYER_ZSTD | names::LAYER_TAR => self.files = Some(files(layout, member)?),
@@ -224,7 +228,7 @@ const MAX_IMAGE: u64 = 64 << 20;
 
 fn memory(layout: &Layout, member: &Descriptor) -> Result<Memory> {
     let path = layout.blob_path(&member.digest);
-    let mut memory = Memory { size: member.size, ..Memory::default() };
+    let mut memory = Memory { size: member.size, restorable: true, ..Memory::default() };
     let (mut pstree, mut commands) = (Vec::new(), BTreeMap::new());
     untar::walk(&path, |entry| {
         let name = String::from_utf8_lossy(&entry.name).into_owned();
@@ -248,6 +252,32 @@ fn memory(layout: &Layout, member: &Descriptor) -> Result<Memory> {
     let processes: Vec<Process> = criu::messages(Kind::Pstree, &pstree).map_err(|e| Error::malformed(path, e))?;
     memory.processes = processes.into_iter().map(|process| task(process, &mut commands)).collect();
     Ok(memory)
+}
+
+/// What a raw capture says of itself.
+fn raw(layout: &Layout, member: &Descriptor) -> Result<Memory> {
+    let path = layout.blob_path(&member.digest);
+    let mut document = None;
+    untar::walk(&path, |entry| {
+        if entry.name == PROCESSES.as_bytes() && entry.size <= MAX_PROCESSES {
+            let mut bytes = Vec::new();
+            entry.content.read_to_end(&mut bytes)?;
+            document = Some(bytes);
+        }
+        Ok(())
+    })?;
+    let document = document.ok_or_else(|| Error::malformed(&path, format!("has no {PROCESSES}")))?;
+    let Processes { processes, .. } = serde_json::from_slice(&document).map_err(|e| Error::malformed(&path, e))?;
+    let pid = |pid: i32| u32::try_from(pid).unwrap_or(0);
+    let task = |p: &RawProcess| Task {
+        pid: pid(p.pid),
+        ppid: pid(p.ppid),
+        threads: p.threads.len(),
+        command: p.comm.text.chars().take(COMM).collect(),
+    };
+    let pages = processes.iter().fold(0, |sum: u64, p| sum.saturating_add(p.memory.stored));
+    let (size, processes) = (member.size, processes.iter().map(task).collect());
+    Ok(Memory { restorable: false, processes, pages, size, stats: None })
 }
 
 fn task(process: Process, commands: &mut BTreeMap<u32, String>) -> Task {

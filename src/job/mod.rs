@@ -8,6 +8,7 @@ pub mod inspect;
 pub mod layers;
 pub mod list;
 pub mod locate;
+mod memory;
 pub mod report;
 pub mod ruins;
 pub mod select;

@@ -54,7 +54,7 @@ pub struct Report {
     pub digest: String,
     /// The base image's name; empty when unknown.
     pub image: String,
-    /// `dumped`, `refused` (see findings), `skipped` (`--task never`) or `none`.
+    /// `dumped`, `raw` (to be looked at only), `refused` (see findings), `skipped` (`--task never`) or `none`.
     pub memory: &'static str,
     /// CRIU's version, when it was asked.
     pub criu: Option<String>,
@@ -109,6 +109,10 @@ pub struct Sizes {
     pub rw_layer: u64,
     /// The CRIU tar.
     pub criu: u64,
+    /// The raw capture of memory.
+    pub raw: u64,
+    /// The document of what else is volatile.
+    pub volatile: u64,
     /// The tars of bind mounts, of tmpfs and of the log.
     pub binds: u64,
 }
@@ -140,6 +144,8 @@ pub(super) fn report(bundle: &Bundle, parts: &Parts, outcome: Outcome) -> Report
         sizes: Sizes {
             rw_layer: parts.layer.as_ref().map_or(0, |l| l.blob.size),
             criu: parts.criu.map_or(0, |b| b.size),
+            raw: parts.raw.map_or(0, |b| b.size),
+            volatile: parts.volatile.map_or(0, |b| b.size),
             binds: parts.binds.iter().map(|b| b.blob.size).sum(),
         },
         files: parts.layer.as_ref().map(|l| Files::from(&l.summary)),

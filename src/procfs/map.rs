@@ -29,6 +29,8 @@ pub struct Map {
     pub shared: bool,
     /// Where in the file it begins, in bytes.
     pub offset: u64,
+    /// The file's device, major and minor number.
+    pub device_id: (u32, u32),
     /// The file's inode; 0 if there is no file.
     pub inode: u64,
     /// The file's path, or what else the kernel calls it; a newline stands there as `\012`.
@@ -71,7 +73,7 @@ impl Map {
         let dash = range.iter().position(|&b| b == b'-')?;
         let (start, end) = (number(range.get(..dash)?, 16)?, number(range.get(dash + 1..)?, 16)?);
         let modes = *word().first_chunk::<4>()?;
-        let (offset, _device, inode) = (number(word(), 16)?, word(), number(word(), 10)?);
+        let (offset, device_id, inode) = (number(word(), 16)?, device(word())?, number(word(), 10)?);
         let path = rest.trim_ascii_start().to_vec();
         let [read, write, execute, shared] = [modes[0] == b'r', modes[1] == b'w', modes[2] == b'x', modes[3] == b's'];
         (start < end).then_some(Self {
@@ -82,6 +84,7 @@ impl Map {
             execute,
             shared,
             offset,
+            device_id,
             inode,
             path,
             ..Self::default()
@@ -98,6 +101,13 @@ impl Map {
             _ => {}
         }
     }
+}
+
+/// `fd:01`, in hex.
+fn device(text: &[u8]) -> Option<(u32, u32)> {
+    let colon = text.iter().position(|&b| b == b':')?;
+    let part = |part: Option<&[u8]>| number(part?, 16)?.try_into().ok();
+    Some((part(text.get(..colon))?, part(text.get(colon + 1..))?))
 }
 
 /// Reads `maps` or `smaps` line by line, as they come.
@@ -163,6 +173,7 @@ mod tests {
         let first = &whole[0];
         assert_eq!((first.start, first.end, first.offset, first.inode), (0x7f00, 0x7f01000, 0x1000, 1234));
         assert!(first.read && first.write && !first.execute && first.shared && first.device && first.is_deleted());
+        assert_eq!(first.device_id, (0xfd, 1));
         assert_eq!((first.rss, first.swap, first.path.as_slice()), (8192, 12288, &b"/dev/x y (deleted)"[..]));
         assert_eq!((whole[1].path.as_slice(), whole[1].execute), (&b"[vsyscall]"[..], true));
         assert!(!whole[2].read && whole[2].path.is_empty());

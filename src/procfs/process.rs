@@ -95,13 +95,26 @@ impl Stat {
     }
 }
 
-/// `/proc/<pid>/fdinfo/<fd>`: position and flags (octal, as open(2) has them).
-pub fn descriptor(text: &[u8]) -> (Option<u64>, Option<u64>) {
-    let of = |key: &[u8], radix| {
-        let line = lines(text).find(|line| line.starts_with(key))?;
-        number(words(line).nth(1)?, radix)
-    };
-    (of(b"pos:", 10), of(b"flags:", 8))
+/// `/proc/<pid>/fdinfo/<fd>`, its first lines.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Descriptor {
+    /// Its position.
+    pub position: Option<u64>,
+    /// As open(2) has them.
+    pub flags: Option<u64>,
+    /// The mount it was opened in, as `mountinfo` counts them.
+    pub mount: Option<u64>,
+}
+
+impl Descriptor {
+    /// Reads the text.
+    pub fn parse(text: &[u8]) -> Self {
+        let of = |key: &[u8], radix| {
+            let line = lines(text).find(|line| line.starts_with(key))?;
+            number(words(line).nth(1)?, radix)
+        };
+        Self { position: of(b"pos:", 10), flags: of(b"flags:", 8), mount: of(b"mnt_id:", 10) }
+    }
 }
 
 /// `/proc/<pid>/syscall`: stack pointer and program counter, the last two words; none of a thread that runs.
@@ -139,8 +152,9 @@ mod tests {
 
     #[test]
     fn descriptors_and_pointers() {
-        assert_eq!(descriptor(b"pos:\t12\nflags:\t0100002\nmnt_id:\t15\n"), (Some(12), Some(0o100_002)));
-        assert_eq!(descriptor(b"flags:\n"), (None, None));
+        let right = Descriptor { position: Some(12), flags: Some(0o100_002), mount: Some(15) };
+        assert_eq!(Descriptor::parse(b"pos:\t12\nflags:\t0100002\nmnt_id:\t15\n"), right);
+        assert_eq!(Descriptor::parse(b"flags:\n"), Descriptor::default());
         assert_eq!(pointers(b"35 0x1 0x2 0x0 0x0 0x0 0x0 0x7ffe 0x40ab\n"), Some((0x7ffe, 0x40ab)));
         assert_eq!(pointers(b"-1 0x7ffe 0x40ab\n"), Some((0x7ffe, 0x40ab)));
         assert_eq!(pointers(b"running\n"), None);

@@ -10,8 +10,10 @@ use std::{
 use serde::Serialize;
 
 mod images;
+mod raw;
 
 use images::CriuTar;
+use raw::RawTar;
 
 use super::locate::with_causes;
 
@@ -25,6 +27,7 @@ use crate::{
         image::{Config, Descriptor, Index, Manifest, Platform},
         names,
         runtime::Spec,
+        volatile::Volatile,
     },
     proto::{self, Any, CheckpointOptions},
     tree::summary::MAX_LISTED,
@@ -334,6 +337,11 @@ impl<'a> Verify<'a> {
                 let any = self.any(at, descriptor).filter(|any| any.type_url == proto::CHECKPOINT_OPTIONS);
                 any.and_then(|any| self.find_if(at, proto::decode::<CheckpointOptions>(&any.value)));
             }
+            names::RAW_TAR => self.raw(at, descriptor)?,
+            names::VOLATILE => {
+                let document = self.document(at, &descriptor.digest);
+                document.and_then(|bytes| self.find_if(at, serde_json::from_slice::<Volatile>(&bytes)));
+            }
             names::ACCOUNT => {
                 let document = self.document(at, &descriptor.digest);
                 let parsed = document.and_then(|bytes| self.find_if(at, serde_json::from_slice::<Account>(&bytes)));
@@ -359,6 +367,17 @@ impl<'a> Verify<'a> {
         interrupt::check()?;
         self.find_if(at, walked.map_err(|e| with_causes(&e)));
         for what in images.findings() {
+            self.find(at, &what);
+        }
+        Ok(())
+    }
+
+    fn raw(&mut self, at: &str, descriptor: &Descriptor) -> Result<()> {
+        let mut raw = RawTar::default();
+        let walked = untar::walk(&self.layout.blob_path(&descriptor.digest), |entry| raw.take(entry));
+        interrupt::check()?;
+        self.find_if(at, walked.map_err(|e| with_causes(&e)));
+        for what in raw.findings() {
             self.find(at, &what);
         }
         Ok(())
@@ -426,6 +445,8 @@ fn label(descriptor: &Descriptor) -> String {
         names::RUNTIME_OPTIONS => "runtime options",
         names::RESOURCE_TAR if descriptor.annotations.contains_key(names::BESIDE) => "beside",
         names::RESOURCE_TAR => "mount",
+        names::RAW_TAR => "raw capture",
+        names::VOLATILE => "volatile",
         names::ACCOUNT => "account",
         other if other.contains("layer") => "rw layer",
         _ if descriptor.is_index() => "index",
