@@ -40,6 +40,8 @@ const ROWS: &[Row] = &[
          (also where it is restored)",
     ),
     row(&["io_uring"], IO_URING),
+    // Linux refuses to pass such a descriptor from one process to another (6.7: `net/core/scm.c`), and nothing else of a dump's.
+    row(&["send_fds failed (-22)"], IO_URING),
     row(
         &["Connected TCP socket"], // sk-inet.c
         "live TCP connections are dumped with --tcp-established; the restoring side needs tcp-established in its \
@@ -180,6 +182,7 @@ mod tests {
                 "Error (criu/files-ext.c:98): Can't dump file 5 of that type [600] (anon anon_inode:[io_uring])",
                 "io_uring",
             ),
+            ("pie: 1: Error (criu/pie/parasite.c:588): send_fds failed (-22)", "io_uring"),
             ("Error (criu/files-ext.c:98): Can't dump file 5 of that type [20666] (chr 195:0)", "device"),
             (
                 "Error (criu/files-ext.c:98): Can't dump file 5 of that type [600] (anon anon_inode:[perf_event])",

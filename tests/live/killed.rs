@@ -76,6 +76,9 @@ fn kill_at_many_instants(cgroup: Cgroup, signal: &str, rounds: u32, more: &[&str
                 killed.elapsed()
             );
         }
+        // Whoever was held by us at that instant is let go by the kernel.
+        let traced = lab.sh("grep -h TracerPid /proc/[0-9]*/task/*/status 2>/dev/null | grep -v '\\s0$' || true");
+        assert_eq!(traced, "", "round {round}: somebody is left traced");
         until("the network is free", || {
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| assert_no_network_lock(&lab, "many"))).is_ok()
         });
@@ -97,6 +100,16 @@ fn killed_at_any_instant_the_container_runs_again_on_cgroup_v1() {
 #[test]
 fn killed_at_any_instant_the_container_runs_again_on_cgroup_v2() {
     kill_at_many_instants(Cgroup::V2, "KILL", rounds(), &[]);
+}
+
+#[test]
+fn killed_at_any_instant_of_a_raw_capture_the_container_runs_again_on_cgroup_v1() {
+    kill_at_many_instants(Cgroup::V1, "KILL", rounds(), &["--task", "raw"]);
+}
+
+#[test]
+fn killed_at_any_instant_of_a_raw_capture_the_container_runs_again_on_cgroup_v2() {
+    kill_at_many_instants(Cgroup::V2, "KILL", rounds(), &["--task", "raw"]);
 }
 
 #[test]

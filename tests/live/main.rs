@@ -14,6 +14,7 @@ mod lab; // the lab proves itself: stock tools make the round trip, nothing surv
 mod nodes; // where real configurations put stores; pods of every release, chosen by name
 mod pod; // a pod, run by CRI without a kubelet
 mod random; // random changes to a file system, unpacked by containerd and umoci
+mod raw; // memory without CRIU, opened by gdb; what else is volatile
 mod readme; // the examples of README.md, as they stand there
 mod rebuild; // images whose layers are gone are made again from their snapshots
 mod refusal; // what stands in the way is said, and the rest comes home
