@@ -68,7 +68,7 @@ pub fn elf(data: &[u8]) {
 /// Texts of procfs.
 pub fn procfs(data: &[u8]) {
     let maps = procfs::map::maps(data);
-    assert!(maps.iter().all(|map| map.len() > 0 && !map.is_empty()));
+    assert!(maps.iter().all(|map| !map.is_empty()));
     let mut pieces = procfs::map::Maps::default();
     data.chunks(3).for_each(|piece| pieces.push(piece));
     assert_eq!(pieces.finish(), maps);

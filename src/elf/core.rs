@@ -218,7 +218,7 @@ mod tests {
             let bytes = head(62, count);
             let head = Head::parse(&bytes).unwrap();
             assert_eq!((head.kind, head.machine, head.programs_at), (CORE, 62, bytes.len() as u64));
-            assert_eq!(head.programs().map_or_else(|| elf::many(&bytes[64..]).unwrap(), |n| n), count);
+            assert_eq!(head.programs().unwrap_or_else(|| elf::many(&bytes[64..]).unwrap()), count);
         }
         let program = Program { kind: 1, flags: 5, offset: 1, address: 2, stored: 3, size: 4 };
         assert_eq!(Program::parse(&program.encode()).unwrap(), program);

@@ -118,8 +118,8 @@ impl Copy<'_, '_> {
                 interrupt::check()?;
                 let len = (end - at).min(PIECE);
                 match &file {
-                    Some(file) => self.from_file(file, at - part.map.start + part.map.offset, len)?,
-                    None => self.from_memory(at, len)?,
+                    Some(file) => self.copy_file(file, at - part.map.start + part.map.offset, len)?,
+                    None => self.copy_memory(at, len)?,
                 }
                 at += len;
                 // Fits: no more than a piece.
@@ -130,7 +130,7 @@ impl Copy<'_, '_> {
     }
 
     /// The end of a file need not be the end of a page.
-    fn from_file(&mut self, file: &File, at: u64, len: u64) -> Result<()> {
+    fn copy_file(&mut self, file: &File, at: u64, len: u64) -> Result<()> {
         let piece = &mut self.buffer[..len as usize];
         let mut done = 0;
         while done < piece.len() {
@@ -143,7 +143,7 @@ impl Copy<'_, '_> {
         self.tar.write(piece)
     }
 
-    fn from_memory(&mut self, at: u64, len: u64) -> Result<()> {
+    fn copy_memory(&mut self, at: u64, len: u64) -> Result<()> {
         let piece = &mut self.buffer[..len as usize];
         let mut done = 0;
         while done < piece.len() {

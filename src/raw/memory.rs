@@ -91,7 +91,7 @@ struct Look<'a> {
 
 /// Runs of one mapping; near ones become one.
 struct Runs {
-    all: Vec<(u64, u64)>,
+    all: Extents,
     gap: u64,
 }
 
@@ -185,10 +185,10 @@ impl Look<'_> {
         })
     }
 
-    /// Where the file below a mapping has data, as addresses; and whether it is memory. `None`: it cannot be opened.
-    fn data_of(&self, map: &Map) -> Result<Option<(bool, Vec<(u64, u64)>)>> {
+    /// Where the file below a mapping has data; and whether it is memory. `None`: it cannot be opened.
+    fn data_of(&self, map: &Map) -> Result<Option<(bool, Extents)>> {
         let Some(file) = open_mapped(self.host, self.pid, map) else { return Ok(None) };
-        let is_memory = fstatfs(&file).is_ok_and(|fs| MEMORY.contains(&i64::from(fs.f_type)));
+        let is_memory = fstatfs(&file).is_ok_and(|fs| MEMORY.contains(&fs.f_type));
         let size = file.metadata().map_or(0, |meta| meta.size());
         let end = map.offset.saturating_add(map.len()).min(size);
         let (mut at, mut extents) = (map.offset, Runs { all: Vec::new(), gap: GAP });
@@ -242,10 +242,13 @@ impl Look<'_> {
     }
 }
 
+/// First addresses, and those after the last.
+type Extents = Vec<(u64, u64)>;
+
 /// What is known of a shared mapping.
 enum Shared {
     /// Its file has data there, and no other place to be.
-    Data(Vec<(u64, u64)>),
+    Data(Extents),
     /// Its file has a name, and is stored with the files or not at all.
     Elsewhere,
     /// Its file cannot be opened.

@@ -93,8 +93,16 @@ pub struct Captured {
     pub findings: Vec<String>,
 }
 
-/// Captures the held task into `staging`.
+/// Captures the held task into `staging`. After an error nothing of it is left there: it may have been for want of room.
 pub fn capture(host: &Host, still: &Still, options: Options, staging: &Staging) -> Result<Captured> {
+    let captured = whole(host, still, options, staging);
+    if captured.is_err() {
+        let _ = fs::remove_file(tar::path(staging));
+    }
+    captured
+}
+
+fn whole(host: &Host, still: &Still, options: Options, staging: &Staging) -> Result<Captured> {
     let Some(frozen) = still.frozen() else {
         return Err(Error::Unsupported { what: "there is no live task to capture".into(), hint: String::new() });
     };

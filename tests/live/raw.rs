@@ -83,7 +83,7 @@ fn gdb(lab: &Lab, pid: &Value, program: &str, commands: &[&str]) -> String {
     said
 }
 
-fn process<'a>(document: &'a Value, is: impl Fn(&Value) -> bool) -> &'a Value {
+fn process(document: &Value, is: impl Fn(&Value) -> bool) -> &Value {
     document["processes"].as_array().unwrap().iter().find(|p| is(p)).unwrap_or_else(|| panic!("{document:#}"))
 }
 
@@ -277,7 +277,7 @@ fn a_process_that_is_traced_gives_its_memory_and_says_who_traces_it() {
         let (report, said) = checkpoint(&lab, &["--task", "raw"], 0);
         assert!(report["memory"] == "raw" && said.contains("of 1 threads not all registers are known"), "{said}");
         let document = unpacked(&lab);
-        let traced = process(&document, |p| p["pid"].to_string() == *session);
+        let traced = process(&document, |p| p["pid"].as_u64() == session.parse().ok());
         assert_eq!(traced["threads"][0]["registers"], "pointers", "{traced:#}");
         assert!(traced["threads"][0]["why"].as_str().unwrap().starts_with("traced by pid "), "{traced:#}");
         let said = gdb(&lab, &traced["pid"], "/bin/true", &["info threads", "p/x $sp", "p/x $pc"]);

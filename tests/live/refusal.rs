@@ -56,13 +56,16 @@ fn memory_that_cannot_fit_is_refused_before_anything_is_frozen_and_the_files_com
 }
 
 #[test]
-fn without_criu_all_but_memory_comes_home() {
+fn without_criu_memory_comes_home_raw() {
     let Some(lab) = witness(Containerd::V2_1) else { return };
     lab.kill_containerd();
     let said = refused(&lab, &["checkpoint", "witness", "-o", "/tmp/layout", "--criu", "/nonexistent/criu"], 1);
-    assert!(said.contains("memory is not in the bundle") && said.contains("--criu"), "{said}");
+    assert!(
+        said.contains("memory was captured raw") && said.contains("NOT restorable") && said.contains("--criu"),
+        "{said}"
+    );
     let shown = dewar_json(&lab, &["inspect", "/tmp/layout", "--json"]);
-    assert!(shown[0]["files"].is_object() && shown[0]["memory"].is_null(), "{shown}");
+    assert!(shown[0]["files"].is_object() && shown[0]["memory"]["restorable"] == false, "{shown}");
     dewar_ok(&lab, &["verify", "/tmp/layout"]);
 
     let always = ["checkpoint", "witness", "-o", "/tmp/always", "--task", "always", "--criu", "/nonexistent/criu"];
