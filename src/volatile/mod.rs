@@ -10,8 +10,10 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     os::unix::ffi::OsStringExt,
+    panic::resume_unwind,
     path::PathBuf,
     str::FromStr,
+    thread,
 };
 
 mod cgroups;
@@ -170,8 +172,29 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    /// What vanishes first comes first; who holds which socket costs little, and is asked before the tables are read.
+    /// What vanishes first comes first. The tables of a network take as long as all the rest, so that is read beside.
     fn all(&mut self, pids: &[i32], init: i32) {
+        let (host, wanted) = (self.host, self.wanted);
+        let rest = thread::scope(|scope| {
+            let beside = scope.spawn(|| {
+                let mut look = Look { host, wanted, volatile: Volatile::default() };
+                look.slow(pids, init);
+                look.volatile
+            });
+            self.networks(pids);
+            beside.join().unwrap_or_else(|panic| resume_unwind(panic))
+        });
+        let Volatile { processes, mounts, cgroups, notes, .. } = rest;
+        (self.volatile.processes, self.volatile.mounts, self.volatile.cgroups) = (processes, mounts, cgroups);
+        notes.iter().for_each(|note| self.note(note));
+    }
+
+    /// Who holds which socket costs little, and is asked before the tables are read.
+    fn networks(&mut self, pids: &[i32]) {
+        let kinds = [Kind::Sockets, Kind::Routes, Kind::Neighbours, Kind::Interfaces];
+        if !kinds.into_iter().any(|kind| self.wanted.has(kind)) {
+            return;
+        }
         let mut networks: BTreeMap<u64, i32> = BTreeMap::new();
         for &pid in pids {
             if let Some(inode) = self.namespace(pid, "net") {
@@ -182,6 +205,10 @@ impl Look<'_> {
         for (inode, pid) in networks {
             self.network(inode, pid, &holders);
         }
+    }
+
+    /// What changes only when a process of the container does something, or somebody from outside.
+    fn slow(&mut self, pids: &[i32], init: i32) {
         if self.wanted.has(Kind::Processes) || self.wanted.has(Kind::Namespaces) {
             self.processes(pids, init);
         }
@@ -267,12 +294,14 @@ impl Look<'_> {
             ("tcp", has_none(&counted[0], &["TCP: inuse 0 ", " tw 0 "])),
             ("tcp6", has_none(&counted[1], &["TCP6: inuse 0"]) && has_none(&counted[0], &["TCP: ", " tw 0 "])),
         ];
+        let wanted: Vec<&'static str> =
+            net::TABLES.into_iter().filter(|table| !quiet.contains(&(*table, true))).collect();
         let mut all: Vec<Held> = Vec::new();
-        for table in net::TABLES.into_iter().filter(|table| !quiet.contains(&(*table, true))) {
-            let text = self.text(pid, &format!("net/{table}"), texts);
+        for (table, text) in self.tables(pid, wanted) {
             let rows = net::sockets(table, &text).into_iter();
             let ours = rows.filter(|socket| !is_host || holders.contains_key(&socket.inode));
             all.extend(ours.map(|socket| held(socket, holders)));
+            keep(&format!("net/{table}"), &text, texts);
         }
         if is_host {
             // The tables of the host are not the container's to tell.
@@ -288,13 +317,28 @@ impl Look<'_> {
         all
     }
 
+    /// These tables, by name: the slow ones side by side, and the others meanwhile.
+    fn tables(&self, pid: i32, wanted: Vec<&'static str>) -> Vec<(&'static str, Vec<u8>)> {
+        let host = self.host;
+        let read = move |table: &str| bounded(host.proc_of(pid, format!("net/{table}")), MAX_TABLE).unwrap_or_default();
+        let (slow, quick): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|table| table.starts_with("tcp"));
+        thread::scope(|scope| {
+            let slow: Vec<_> = slow.into_iter().map(|table| (table, scope.spawn(move || read(table)))).collect();
+            let mut all: Vec<_> = quick.into_iter().map(|table| (table, read(table))).collect();
+            let joined = slow.into_iter().map(|(table, read)| {
+                let text = read.join().unwrap_or_else(|panic| resume_unwind(panic));
+                (table, text)
+            });
+            all.extend(joined);
+            all.sort_by_key(|(table, _)| net::TABLES.iter().position(|known| known == table));
+            all
+        })
+    }
+
     /// A text of procfs; kept among `texts`, up to a length.
     fn text(&self, pid: i32, name: &str, texts: &mut Vec<Text>) -> Vec<u8> {
         let bytes = bounded(self.host.proc_of(pid, name), MAX_TABLE).unwrap_or_default();
-        if !bytes.is_empty() {
-            let kept = bytes.get(..bytes.len().min(MAX_TEXT)).unwrap_or_default().to_vec();
-            texts.push(Text { name: name.into(), text: AnyText::from(kept) });
-        }
+        keep(name, &bytes, texts);
         bytes
     }
 
@@ -342,6 +386,14 @@ impl Look<'_> {
             }
         }
         self.volatile.mounts = Some(tables);
+    }
+}
+
+/// Keeps the beginning of a text among `texts`.
+fn keep(name: &str, text: &[u8], texts: &mut Vec<Text>) {
+    if !text.is_empty() {
+        let kept = text.get(..text.len().min(MAX_TEXT)).unwrap_or_default().to_vec();
+        texts.push(Text { name: name.into(), text: AnyText::from(kept) });
     }
 }
 

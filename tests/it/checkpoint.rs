@@ -389,6 +389,8 @@ fn a_report_has_the_figures() {
         "sizes": {
           "rw_layer": 0,
           "criu": 0,
+          "raw": 0,
+          "volatile": 0,
           "binds": 0
         },
         "files": {
