@@ -51,11 +51,12 @@ fn checkpoint(lab: &Lab, more: &[&str], code: i32) -> (Value, String) {
 
 /// A member of the last checkpoint, by the end of its media type: its path inside.
 fn member(lab: &Lab, kind: &str) -> String {
-    let digest = lab.sh(&format!(
-        r#"cd /tmp/layout; index=$(jq -r '.manifests[-1].digest' index.json)
-        jq -r '.manifests[] | select(.mediaType | test("{kind}")).digest' "blobs/sha256/${{index#sha256:}}""#
+    // As README.md has it.
+    let digests = lab.sh(&format!(
+        r#"dewar inspect /tmp/layout --json | jq -r '.[].members[] | select(.media_type | contains("{kind}")).digest'"#
     ));
-    format!("/tmp/layout/blobs/sha256/{}", digest.trim().trim_start_matches("sha256:"))
+    let last = digests.lines().last().expect("a checkpoint has it");
+    format!("/tmp/layout/blobs/sha256/{}", last.trim_start_matches("sha256:"))
 }
 
 /// Unpacks the raw capture to `/tmp/raw`; its document.
