@@ -3,7 +3,7 @@
 //! What differs on each node is filled in: the time in a checkpoint's name, a pid. `systemctl stop containerd` kills this
 //! lab's containerd, so nothing of it is left to help.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use crate::harness::{Cgroup, Containerd, Lab, until};
 
@@ -103,6 +103,20 @@ fn the_examples_of_readme_md_bring_redis_home() {
                 let told = run(&lab, &block, 1, |command| command.replace("4711", &pid));
                 assert!(told[1].contains("redis") && told[3].contains("redis"), "{told:?}");
                 lab.sh("dewar verify /mnt/usb/rescue");
+            }
+            ("Memory to be looked at", 0) => {
+                let Some(other) = node() else { return };
+                lab = other;
+                lab.kill_containerd();
+                let (gdb, inside) = block.commands.split_last().expect("it has commands");
+                let inside = Block { heading: block.heading.clone(), nth: 0, commands: inside.to_vec() };
+                run(&lab, &inside, 0, |command| command.replace("tar -xf", "tar -C /tmp -xf"));
+                // gdb is the machine's, not the lab's.
+                let gdb = gdb.replace("4711", &lab.pid("redis").to_string());
+                let there = format!("/proc/{}/root/tmp", lab.init());
+                let told = Command::new("bash").args(["-c", &gdb]).current_dir(there).output().expect("bash runs gdb");
+                let told = String::from_utf8_lossy(&told.stdout).into_owned();
+                assert!(told.matches("LWP").count() >= 2 && told.contains(":\t0x"), "{told}");
             }
             (heading, nth) => panic!("README.md: nothing runs block {nth} under {heading:?}: {:?}", block.commands),
         }
