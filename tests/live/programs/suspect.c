@@ -116,6 +116,9 @@ int main(int argc, char **argv) {
     unlink("/var/lib/gone");
 
     fill(memfd_create("payload", 0), 0, 3000);
+    int left = open("/var/lib/left", O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    fill(left, 0, 3);
+    close(left);
 
     shared = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (fork() == 0) {
