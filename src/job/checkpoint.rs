@@ -5,12 +5,19 @@
 //!          running              │           frozen              │        running again
 //! ```
 
-use std::{collections::BTreeMap, panic::resume_unwind, path::Path, thread, time::Instant};
+use std::{
+    collections::BTreeMap,
+    panic::resume_unwind,
+    path::{Path, PathBuf},
+    thread,
+    time::Instant,
+};
 
 use jiff::Timestamp;
 
 pub use super::report::{Files, Report, Sizes, Stage};
 use super::{
+    evidence::{self, Diary, Scene, Wanted},
     layers,
     locate::{Target, with_causes},
     report::{Outcome, report},
@@ -24,10 +31,12 @@ use crate::{
     dump::{self, Criu, Images, Ready},
     error::{Error, Result},
     freeze::{self, After, Still},
+    host::ground,
     image::{self, Base, Sources},
     interrupt,
     layout::{Layout, Staging},
-    oci::{account::Account, names},
+    ledger,
+    oci::{account::Account, image::Descriptor, names},
     proto::{self, CheckpointOptions},
     runtime::{self, CgroupVersion, Task},
     rw::{self, Compression, Layer},
@@ -66,6 +75,8 @@ pub struct Options {
     pub dump: dump::Options,
     /// The time that names and annotations carry.
     pub now: Timestamp,
+    /// The acquisition record; `None`: there is none.
+    pub evidence: Option<Wanted>,
 }
 
 /// Checkpoints one located container into `layout`.
@@ -79,29 +90,43 @@ pub fn checkpoint(
     let started = Instant::now();
     let reference = reference(&target, options);
     let (notes, findings) = (Vec::new(), target.findings.clone());
+    let diary = Diary::begin();
+    let progress = &|stage| {
+        diary.stage(stage);
+        progress(stage);
+    };
+    let places = evidence::places(&store.host, &target);
+    ground::refuse_writable_if(&store.host, &places)?;
     let mut run = Run { store, options, account: Account::default(), notes, findings };
     let criu = run.prepare(&target)?;
     let staging = layout.stage()?;
     progress(Stage::Image);
     let base = run.base(&target, layout, &staging)?;
+    evidence::begin(options.evidence.as_ref(), &staging)?;
 
     let ready = run.start(criu.as_ref(), &target, layout, &staging)?;
 
     progress(Stage::Freeze);
     let still = run.hold(&target)?;
+    diary.held(&still, &store.host, &target.container.name);
+    let is_asked = ready.is_some();
     let images = ready.map(|ready| run.dump(ready, &still, &target, progress)).transpose()?.flatten();
+    diary.dumped(&still, is_asked, images.as_ref());
     progress(Stage::Files { held: still.task().is_some() });
+    ledger::tree(evidence::RW_LAYER);
     let files = target.rw.as_ref().map(|rw| rw::capture(&still, rw, &staging)).transpose()?;
     let mounts = run.mounts(&still, &target, images.is_some(), &staging)?;
     still.is_still()?;
     let after = run.after(&target, images.is_some(), files.is_some());
     let released = still.release(after)?;
+    diary.released(after);
 
     progress(Stage::Seal { held: after == After::Exit });
     let memory = run.memory(&target, images.is_some());
     let target = run.restorable(target, images.is_some());
     let parts = run.seal(target, base, images, files, mounts, &staging, &reference)?;
-    let bundle = bundle::write(layout, &staging, &parts, bundle::containerd::write)?;
+    let mut attach = |entries: &[_]| run.evidence(&diary, &places, &parts, &staging, entries);
+    let bundle = bundle::write(layout, &staging, &parts, bundle::containerd::write, &mut attach)?;
     staging.close()?;
     let frozen = released.frozen;
     let ended = released.finish();
@@ -316,6 +341,27 @@ impl Run<'_> {
             self.notes.push(format!("it ran under the shim {former}, which is no more: the bundle names {shim}"));
         }
         target
+    }
+
+    /// The acquisition record. What was acquired comes home without it, too, and that is said.
+    fn evidence(
+        &mut self,
+        diary: &Diary,
+        places: &[PathBuf],
+        parts: &Parts,
+        staging: &Staging,
+        entries: &[Descriptor],
+    ) -> Result<Option<Descriptor>> {
+        let Some(wanted) = &self.options.evidence else { return Ok(None) };
+        let scene = Scene { store: self.store, wanted, diary, places, parts, notes: &self.notes };
+        match scene.attach(staging, entries) {
+            Err(Error::Interrupted) => Err(Error::Interrupted),
+            Err(e) => {
+                self.findings.push(format!("the acquisition record could not be made: {}", with_causes(&e)));
+                Ok(None)
+            }
+            Ok(entry) => Ok(Some(entry)),
+        }
     }
 
     fn memory(&self, target: &Target, dumped: bool) -> &'static str {
