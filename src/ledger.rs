@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::{digest::Digest, name::AnyPath};
 
 /// So many files read one by one are listed; a store where one has to look at more is counted beyond.
-const MAX_LISTED: usize = 200_000;
+const MAX_LISTED: usize = 100_000;
 
 /// One file that was read: a line of the list of sources (media type [`crate::oci::names::EVIDENCE_SOURCES`]).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

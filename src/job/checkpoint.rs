@@ -95,7 +95,7 @@ pub fn checkpoint(
         diary.stage(stage);
         progress(stage);
     };
-    let places = evidence::places(&store.host, &target);
+    let places = evidence::places(&store.host, &target, options.binds);
     ground::refuse_writable_if(&store.host, &places)?;
     let mut run = Run { store, options, account: Account::default(), notes, findings };
     let criu = run.prepare(&target)?;

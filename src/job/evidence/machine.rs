@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use jiff::Timestamp;
@@ -18,13 +19,14 @@ use crate::{
 /// No machine has a longer name, id or description of its system.
 const MAX: u64 = 64 << 10;
 
-/// This program, by the file that is run.
+/// This program, by the file that is run. It is hashed once.
 pub fn tool(host: &Host) -> Tool {
-    let digest = database::open(&host.dewar).and_then(|file| super::digest_of(file, &host.dewar)).ok();
+    static DIGEST: OnceLock<Option<String>> = OnceLock::new();
+    let digest = || database::open(&host.dewar).and_then(|file| super::digest_of(file, &host.dewar)).ok();
     Tool {
         name: env!("CARGO_PKG_NAME").into(),
         version: env!("CARGO_PKG_VERSION").into(),
-        sha256: digest.map(|digest| digest.to_hex()),
+        sha256: DIGEST.get_or_init(|| digest().map(|digest| digest.to_hex())).clone(),
     }
 }
 

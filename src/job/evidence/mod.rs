@@ -49,12 +49,14 @@ pub struct Wanted {
 /// How the tree of the rw layer is called in the list of sources.
 pub const RW_LAYER: &str = "rw layer";
 
-/// No more findings and notes than these are in a record; the account has those that are paths.
+/// No more findings and notes than these are in a record, nor more of each; the account has those that are paths.
 const MAX_TOLD: usize = 1000;
+const MAX_TEXT: usize = 1000;
 
 /// What the list of sources never has.
-const NEVER_LISTED: &str = "files of image layers that were only compared with the container's (snapshotters without an \
-                            overlay), and of procfs, sysfs and cgroupfs";
+const NEVER_LISTED: &str = "files of image layers that were only compared with the container's (snapshotters without an overlay), \
+                            or read to make a lost layer again; files that hold whole file systems (blockfile, erofs, \
+                            devices): what was read of them is in the layer; and procfs, sysfs and cgroupfs";
 /// What it lacks unless it was asked for.
 const NOT_ASKED: &str = "the files of the rw layer, of mounts and of the log, one by one: their content is in the checkpoint's tars; \
                          --case, --examiner, --reason or --sign-key have them listed with their inodes and digests";
@@ -80,8 +82,9 @@ pub struct Scene<'a> {
     pub notes: &'a [String],
 }
 
-/// The places of a container's that lie outside the store's directories, or may.
-pub fn places(host: &Host, target: &Target) -> Vec<PathBuf> {
+/// The places of a container's that lie outside the store's directories, or may: its files, its log, and, if they are taken
+/// along, what is mounted into it.
+pub fn places(host: &Host, target: &Target, with_mounts: bool) -> Vec<PathBuf> {
     fn trees(rw: &RwLayer) -> Vec<&crate::snapshotter::Root> {
         match rw {
             RwLayer::Overlay { upper, lowers, .. } => std::iter::once(upper).chain(lowers).collect(),
@@ -91,8 +94,10 @@ pub fn places(host: &Host, target: &Target) -> Vec<PathBuf> {
         }
     }
     let roots = target.rw.iter().flat_map(trees).map(|root| root.name().to_owned());
-    let log = target.log.as_ref().and_then(|path| host.inside(path.as_ref()).ok());
-    roots.chain(log).collect()
+    let mounts = target.spec.iter().filter(|_| with_mounts).flat_map(|spec| &spec.mounts);
+    let sources = mounts.filter(|mount| mount.is_bind()).map(|mount| &mount.source);
+    let paths = sources.chain(&target.log).filter_map(|path| host.inside(path.as_ref()).ok());
+    roots.chain(paths.filter(|path| path.is_absolute())).collect()
 }
 
 impl Scene<'_> {
@@ -195,7 +200,8 @@ impl Scene<'_> {
 
     fn skipped(&self, outputs: &[Output]) -> Skipped {
         let account = &self.parts.account;
-        let some = |list: &[String]| list.iter().take(MAX_TOLD).cloned().collect::<Vec<_>>();
+        let short = |text: &String| text.chars().take(MAX_TEXT).collect::<String>();
+        let some = |list: &[String]| list.iter().take(MAX_TOLD).map(short).collect::<Vec<_>>();
         let (findings, notes) = (some(&account.findings), some(self.notes));
         let more = account.findings.len() + self.notes.len() - findings.len() - notes.len();
         Skipped {
@@ -265,6 +271,10 @@ fn children(staging: &Staging, of: &Descriptor) -> Result<Vec<Descriptor>> {
 fn artifact(staging: &Staging, record: &Record, subject: &Descriptor, key: Option<&Key>) -> Result<Descriptor> {
     let mut bytes = serde_json::to_vec_pretty(record).map_err(|e| Error::malformed("evidence", e))?;
     bytes.push(b'\n');
+    if bytes.len() as u64 > read::MAX_DOCUMENT {
+        let why = format!("would be larger than 8 MiB: the image has {} blobs", record.outputs.len());
+        return Err(Error::malformed("the record", why));
+    }
     let layer = |media_type: &str, document: Document| Descriptor::new(media_type, document.digest, document.size);
     let blob = staging.blob_of(&bytes)?;
     let mut layers = vec![
