@@ -13,7 +13,7 @@ use crate::harness::{Cgroup, Containerd, Lab, cannot_run, dewar_json, dewar_ok};
 
 /// The disk of a node: its stores, what is on record of its tasks, and its own name. Then the node is switched off, and its
 /// disk lies in a file.
-fn disk_of_a_node(containerd: Containerd) -> Option<Lab> {
+pub fn disk_of_a_node(containerd: Containerd) -> Option<Lab> {
     let lab = Lab::start_with_disks(containerd, Cgroup::V1)?;
     lab.sh("truncate -s 700M /var/lib/disk.img; mkfs.ext4 -q /var/lib/disk.img; mkdir -p /mnt/disk
          mount -o loop /var/lib/disk.img /mnt/disk
