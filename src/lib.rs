@@ -7,12 +7,14 @@ pub mod digest;
 pub mod error;
 pub mod id;
 pub mod interrupt;
+pub mod ledger;
 pub mod name;
 pub mod tally;
 // Floor 1: formats.
 pub mod bolt;
 pub mod criu;
 pub mod elf;
+pub mod evidence;
 pub mod idmap;
 pub mod oci;
 pub mod pax;

@@ -6,6 +6,7 @@ use std::{io, process::ExitCode, thread};
 use clap::Parser;
 use dewar::{
     error::{Error, Result},
+    host::shield,
     interrupt,
     job::locate::with_causes,
 };
@@ -25,6 +26,9 @@ fn main() -> ExitCode {
     // Whatever we or CRIU make holds a container's memory or files; nobody else may read it.
     umask(Mode::from_raw_mode(0o077));
     raise_file_limit();
+    if cli.reads_stores() {
+        shield::raise();
+    }
     let done = listen().and_then(|()| cli.run(&mut io::stdout().lock()));
     done.unwrap_or_else(|error| {
         let error = if interrupt::check().is_err() { Error::Interrupted } else { error };

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 /// A path as JSON has it. JSON holds Unicode only, and a file's name need not be any.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AnyPath {
     /// As text; what is no UTF-8 stands there as `\xff`.
     pub path: String,

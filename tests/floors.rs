@@ -10,8 +10,8 @@ use std::{
 
 /// Every module of the library, on its floor.
 const FLOORS: [&[&str]; 5] = [
-    &["corrupt", "digest", "error", "id", "interrupt", "name", "tally"],
-    &["bolt", "criu", "elf", "idmap", "oci", "pax", "procfs", "proto", "record"],
+    &["corrupt", "digest", "error", "id", "interrupt", "ledger", "name", "tally"],
+    &["bolt", "criu", "elf", "evidence", "idmap", "oci", "pax", "procfs", "proto", "record"],
     &["containerd", "host", "layout", "runtime", "snapshotter", "sparse", "tree"],
     &["binds", "bundle", "dump", "freeze", "image", "raw", "rw", "volatile"],
     &["job"],
@@ -22,6 +22,8 @@ const NEIGHBOURS: &[(&str, &[&str])] = &[
     // Words are made of words.
     ("error", &["corrupt"]),
     ("interrupt", &["error"]),
+    // What was read is told by name and digest.
+    ("ledger", &["digest", "name"]),
     // Formats within formats: containerd's encodings stand in bolt buckets.
     ("record", &["bolt"]),
     ("criu", &["proto"]),

@@ -15,6 +15,7 @@ use crate::{
     host::Host,
     interrupt,
     layout::{Blob, BlobWriter, Staging},
+    ledger,
     pax::{self, Header, Type},
     tree::{Dir, Kind, Node},
 };
@@ -92,6 +93,7 @@ impl Held {
     /// Stores the files as a blob, each as long as it was when it was held; and says what could not be.
     pub fn seal(self, staging: &Staging) -> Result<(Blob, Vec<String>)> {
         let (mut blob, mut findings) = (staging.blob()?, Vec::new());
+        ledger::tree(&format!("log {}", self.path));
         for (name, node) in &self.files {
             if let Err(e) = store(&mut blob, name, node)? {
                 findings.push(format!("log {}: {}: {e}", self.path, name.escape_ascii()));
@@ -123,6 +125,9 @@ fn store(out: &mut BlobWriter, name: &[u8], node: &Node) -> Result<io::Result<()
         xattrs: &[],
     };
     let mut write = |bytes: &[u8]| out.write_all(bytes).at("store the log", Path::new("of the container"));
+    if ledger::takes_entries() {
+        ledger::entry(name, meta.told());
+    }
     write(&header.encode())?;
     let (mut at, mut buf, mut told) = (0, vec![0; PIECE], Ok(()));
     while at < meta.size {

@@ -28,6 +28,7 @@ use crate::{
     host::Host,
     interrupt,
     layout::{Blob, Staging},
+    ledger,
     oci::runtime::{Mount, Spec},
     sparse::each_block,
     tree::{FileId, Held, Kind, LeftOut, Meta, Node, Packer, Summary, Why, plain},
@@ -47,8 +48,13 @@ pub struct Captured {
 impl Captured {
     /// How it is called in messages.
     pub fn name(&self) -> String {
-        format!("{} {}", if self.kind == BIND { "bind mount" } else { self.kind }, self.destination)
+        name_of(self.kind, &self.destination)
     }
+}
+
+/// How the mount of this kind there is called.
+pub fn name_of(kind: &str, destination: &str) -> String {
+    format!("{} {destination}", if kind == BIND { "bind mount" } else { kind })
 }
 
 /// What became of a container's mounts.
@@ -280,9 +286,10 @@ fn pack(source: &Node, mount: &Mount, place: &OsStr, name: &str, staging: &Stagi
     // A mount may hold the layout that is being written: it must not hold itself.
     let ours = Node::open(&staging.path(".")).at("open", staging.path("."))?.meta.id;
     let packer = Packer::into_sparse(&mut out, |_| Held::Kept);
+    let kind = if mount.is_bind() { BIND } else { TMPFS };
+    ledger::tree(&name_of(kind, &mount.destination));
     let summary = write(source, &destination.to_string_lossy(), Some(ours), packer)?;
     let tar = out.complete()?;
-    let kind = if mount.is_bind() { BIND } else { TMPFS };
     Ok(Captured { kind, destination: mount.destination.clone(), summary, tar })
 }
 

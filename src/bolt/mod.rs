@@ -19,4 +19,4 @@ mod walk;
 
 pub use check::check;
 pub use salvage::{Origin, Reading, Reason, removed};
-pub use tree::{Bucket, Db, Item};
+pub use tree::{Bucket, Db, Item, transactions};

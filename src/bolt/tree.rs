@@ -125,6 +125,12 @@ pub(super) fn metas(file: &[u8]) -> (Result<Meta, Corrupt>, Result<Meta, Corrupt
     (first, second)
 }
 
+/// The transaction numbers of a file's two meta pages, in their order; `None` for one that is not valid. The higher counts.
+pub fn transactions(file: &[u8]) -> [Option<u64>; 2] {
+    let (first, second) = metas(file);
+    [first, second].map(|meta| meta.ok().map(|meta| meta.txid))
+}
+
 /// Looks for the second meta where a file of each page size would have it.
 fn second_meta(file: &[u8]) -> Result<Meta, Corrupt> {
     let candidates = (0..15).map(|i| 1024 << i).filter_map(|at| Meta::read(file, at).ok().map(|meta| (at, meta)));

@@ -135,7 +135,10 @@ mod tests {
         Base {
             name: "localhost/base:1".into(),
             target: Descriptor::new(names::MANIFEST, Digest::of(b"base"), 4),
-            local: Some(Local { manifest: Manifest { config, layers: Vec::new(), subject: None }, config: Vec::new() }),
+            local: Some(Local {
+                manifest: Manifest { config, layers: Vec::new(), artifact_type: None, subject: None },
+                config: Vec::new(),
+            }),
             missing: Vec::new(),
             carried: true,
             recreated: Ok(None),

@@ -73,10 +73,15 @@ type Write = fn(&Staging, &Parts) -> Result<Vec<Descriptor>>;
 /// The formats we write.
 pub const TABLE: &[(&str, Write)] = &[("containerd", containerd::write)];
 
-/// Writes the bundle and commits it. Before the commit a reader sees the layout as it was.
-pub fn write(layout: &Layout, staging: &Staging, parts: &Parts, format: Write) -> Result<Bundle> {
-    let entries = format(staging, parts)?;
-    layout.commit(staging, &entries)?;
+/// Makes what is attached to a checkpoint, given its entries.
+pub type Attach<'a> = &'a mut dyn FnMut(&[Descriptor]) -> Result<Option<Descriptor>>;
+
+/// Writes the bundle, with what `attach` adds about it, and commits it. Before the commit a reader sees the layout as it
+/// was.
+pub fn write(layout: &Layout, staging: &Staging, parts: &Parts, format: Write, attach: Attach) -> Result<Bundle> {
+    let mut entries = format(staging, parts)?;
     let index = entries.last().cloned().ok_or_else(|| crate::error::Error::malformed(layout.dir(), "no entry"))?;
+    entries.extend(attach(&entries)?);
+    layout.commit(staging, &entries)?;
     Ok(Bundle { index, reference: parts.reference.clone() })
 }

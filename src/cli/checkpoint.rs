@@ -2,9 +2,11 @@
 
 use std::{
     fs::{self, File},
-    io::{self, IsTerminal, Write},
+    io::{self, IsTerminal, Read, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
 };
 
 use clap::ValueEnum;
@@ -12,11 +14,13 @@ use dewar::{
     containerd::meta::Container,
     dump,
     error::{At, Error, Result},
+    evidence::{Case, sign::Key},
     host::Host,
     id::Namespace,
     interrupt,
     job::{
         checkpoint::{self, Memory, Options, Report},
+        evidence::Wanted,
         locate::{self, with_causes},
         select::{self, Filter, Label},
         store::Store,
@@ -25,6 +29,7 @@ use dewar::{
     raw, rw, volatile,
 };
 use jiff::Timestamp;
+use zeroize::Zeroizing;
 
 use super::{
     FAILED, FINDINGS,
@@ -78,13 +83,15 @@ pub struct Args {
     #[command(flatten)]
     criu: Criu,
     #[command(flatten)]
+    capture: Capture,
+    #[command(flatten)]
     evidence: Evidence,
 }
 
 /// What is taken to be looked at.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Evidence")]
-struct Evidence {
+struct Capture {
     /// Of a live task, what else is volatile: all, none, or some of sockets,routes,neighbours,interfaces,processes,
     /// namespaces,mounts,cgroups
     #[arg(long, value_name = "LIST", default_value = "all")]
@@ -92,6 +99,85 @@ struct Evidence {
     /// How much of each file without a name a raw capture saves, in bytes or with K, M, G, T
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
     deleted_files_max: u64,
+}
+
+/// What goes into the acquisition record. Any of these has it list the container's files one by one.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Evidence")]
+struct Evidence {
+    /// The case's number or name
+    #[arg(long, value_name = "TEXT")]
+    case: Option<String>,
+    /// Who examines
+    #[arg(long, value_name = "TEXT")]
+    examiner: Option<String>,
+    /// Why
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Sign the record with this Ed25519 key (PKCS#8 PEM or OpenSSH, readable by its owner only)
+    #[arg(long, value_name = "FILE")]
+    sign_key: Option<PathBuf>,
+    /// Make no acquisition record
+    #[arg(long, conflicts_with_all = ["case", "examiner", "reason", "sign_key"])]
+    no_evidence: bool,
+}
+
+impl Evidence {
+    fn is_asked(&self) -> bool {
+        self.case.is_some() || self.examiner.is_some() || self.reason.is_some() || self.sign_key.is_some()
+    }
+
+    /// A record tells of one run, so there is none where the same bytes are wanted from each run, unless it is asked for.
+    fn is_wanted(&self) -> bool {
+        self.is_asked() || !self.no_evidence && std::env::var_os("SOURCE_DATE_EPOCH").is_none()
+    }
+
+    fn wanted(&self) -> Result<Option<Wanted>> {
+        if !self.is_wanted() {
+            return Ok(None);
+        }
+        let Self { case, examiner, reason, .. } = self;
+        let [case, examiner, reason] = [case, examiner, reason].map(Clone::clone);
+        let key = self.sign_key.as_deref().map(sign_key).transpose()?.map(Arc::new);
+        Ok(Some(Wanted { case: Case { case, examiner, reason }, key, files: self.is_asked() }))
+    }
+}
+
+/// A key file is of some hundred bytes.
+const MAX_KEY: u64 = 64 << 10;
+
+/// Reads the examiner's key, which nobody else may know.
+fn sign_key(path: &Path) -> Result<Key> {
+    let file = File::open(path).at("read the key", path)?;
+    let meta = file.metadata().at("look at", path)?;
+    if !meta.is_file() {
+        return Err(Error::malformed(path, "is no regular file"));
+    }
+    if meta.mode() & 0o077 != 0 {
+        return Err(Error::Unsupported {
+            what: format!(
+                "the key {} can be read by others (mode {:04o}), so anybody may have signed with it",
+                path.display(),
+                meta.mode() & 0o7777
+            ),
+            hint: "make a new one, or, if nobody else was on this machine, close it: chmod 600".into(),
+        });
+    }
+    let mut text = Zeroizing::new(String::with_capacity(MAX_KEY as usize));
+    file.take(MAX_KEY).read_to_string(&mut text).at("read the key", path)?;
+    Key::parse(&text).map_err(|why| Error::malformed(path, why))
+}
+
+impl Args {
+    /// True if what is read has to be accounted for.
+    pub fn wants_evidence(&self) -> bool {
+        self.evidence.is_wanted()
+    }
+
+    /// Where it writes.
+    pub fn output(&self) -> &Path {
+        &self.output
+    }
 }
 
 /// What CRIU is asked.
@@ -263,9 +349,10 @@ fn options(args: &Args) -> Result<Options> {
                 NetworkLock::Iptables => dump::NetworkLock::Iptables,
             },
         },
-        raw: raw::Options { deleted_max: args.evidence.deleted_files_max },
-        volatile: args.evidence.volatile.clone(),
+        raw: raw::Options { deleted_max: args.capture.deleted_files_max },
+        volatile: args.capture.volatile.clone(),
         now: now()?,
+        evidence: args.evidence.wanted()?,
     })
 }
 

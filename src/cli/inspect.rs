@@ -9,7 +9,10 @@ use dewar::{
     oci::{account::Account, names},
 };
 
-use super::render::{self, safe, size};
+use super::{
+    evidence::{self, Part},
+    render::{self, safe, size},
+};
 
 /// Arguments of `inspect`.
 #[derive(clap::Args)]
@@ -19,14 +22,22 @@ pub struct Args {
     /// One checkpoint, by its name or digest [default: all]
     #[arg(value_name = "REF")]
     reference: Option<String>,
-    /// Print JSON
+    /// Show the acquisition record, or print one part of it byte for byte
+    #[arg(long, value_enum, value_name = "PART", num_args = 0..=1, require_equals = true, default_missing_value = "summary")]
+    evidence: Option<Part>,
+    /// Print JSON; with --evidence: the record's own bytes
     #[arg(long)]
     json: bool,
 }
 
 /// Shows the checkpoints of a layout.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode> {
-    let all = inspect::inspect(&Layout::open(&args.layout)?, args.reference.as_deref())?;
+    let (layout, reference) = (Layout::open(&args.layout)?, args.reference.as_deref());
+    if let Some(part) = args.evidence {
+        let part = if args.json && part == Part::Summary { Part::Record } else { part };
+        return evidence::run(&layout, reference, part, out).map(|()| ExitCode::SUCCESS);
+    }
+    let all = inspect::inspect(&layout, reference)?;
     if args.json {
         render::json(out, &all)?;
     } else {

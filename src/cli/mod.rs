@@ -1,20 +1,26 @@
 //! Arguments, printing and exit codes; nothing here knows how anything is done.
 
-use std::{io::Write, path::PathBuf, process::ExitCode};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, Subcommand};
 use dewar::{
     error::{Error, Result, with_causes},
     host::{
-        Host,
+        Host, ground, shield,
         stores::{self, Wanted},
     },
     id::Namespace,
     job::store::Store,
+    ledger,
 };
 
 mod checkpoint;
 mod diff;
+mod evidence;
 mod fsck;
 mod inspect;
 mod ls;
@@ -56,6 +62,9 @@ struct Globals {
     /// Read a consistent copy of the databases beside a running daemon
     #[arg(long, global = true)]
     daemon_running: bool,
+    /// Refuse to read a store that is not on a read-only mount or device
+    #[arg(long, global = true)]
+    write_blocked: bool,
 }
 
 #[derive(Subcommand)]
@@ -92,17 +101,32 @@ pub const FINDINGS: u8 = 1;
 pub const FAILED: u8 = 2;
 
 impl Globals {
-    /// Does `job` on the stores to look into. What could not be read on the way to them is a finding.
-    fn look(&self, job: impl FnOnce(Vec<Host>, Option<&Namespace>) -> Result<ExitCode>) -> Result<ExitCode> {
+    /// Does `job` on the stores to look into; it writes to `written`. What could not be read on the way to them is a
+    /// finding.
+    fn look_writing(
+        &self,
+        written: &[&Path],
+        job: impl FnOnce(Vec<Host>, Option<&Namespace>) -> Result<ExitCode>,
+    ) -> Result<ExitCode> {
         let Self { root, state, config, sysroot, .. } = self;
         let [root, state, config, sysroot] = [root, state, config, sysroot].map(Clone::clone);
         let mut warnings = Vec::new();
         let hosts = stores::find(&Wanted { root, state, config, sysroot }, &mut warnings);
         warnings.iter().for_each(|warning| render::warn(warning));
         let mut hosts = hosts?;
-        hosts.iter_mut().for_each(|host| host.daemon_running = self.daemon_running);
+        for host in &mut hosts {
+            host.daemon_running = self.daemon_running;
+            host.write_blocked = self.write_blocked;
+            ground::refuse_writable_if(host, &host.places())?;
+            shield::seal(host, written);
+        }
         let done = job(hosts, self.namespace.as_ref())?;
         Ok(if warnings.is_empty() || done != ExitCode::SUCCESS { done } else { ExitCode::from(FINDINGS) })
+    }
+
+    /// The same, for what writes nothing.
+    fn look(&self, job: impl FnOnce(Vec<Host>, Option<&Namespace>) -> Result<ExitCode>) -> Result<ExitCode> {
+        self.look_writing(&[], job)
     }
 }
 
@@ -140,12 +164,22 @@ impl Opened {
 }
 
 impl Cli {
+    /// True if it looks into stores: what only serves it, or reads bundles, needs no view of the machine of its own.
+    pub fn reads_stores(&self) -> bool {
+        !matches!(self.command, Command::Inspect(_) | Command::Verify(_) | Command::Thaw(_) | Command::Watchdog)
+    }
+
     /// Runs the command; its result goes to `out`, everything else to stderr.
     pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
         let globals = &self.globals;
         match self.command {
             Command::Ls(args) => globals.look(|hosts, ns| ls::run(&args, hosts, ns, out)),
-            Command::Checkpoint(args) => globals.look(|hosts, ns| checkpoint::run(&args, hosts, ns, out)),
+            Command::Checkpoint(args) => {
+                if args.wants_evidence() {
+                    ledger::open();
+                }
+                globals.look_writing(&[args.output()], |hosts, ns| checkpoint::run(&args, hosts, ns, out))
+            }
             Command::Inspect(args) => inspect::run(&args, out),
             Command::Verify(args) => verify::run(&args, out),
             Command::Diff(args) => globals.look(|hosts, ns| diff::run(&args, hosts, ns, out)),

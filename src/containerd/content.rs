@@ -15,6 +15,7 @@ use crate::{
     digest::Digest,
     error::{At, Error, Result},
     host::{Host, database},
+    ledger,
 };
 
 /// A manifest, index or config larger than this is an attack (containerd itself reads at most 8 MiB).
@@ -126,8 +127,7 @@ fn ingest(path: PathBuf) -> Ingest {
     let text = |name: &str| {
         let file = path.join(name);
         regular(&file).filter(|size| *size < 1 << 16)?;
-        let mut text = String::new();
-        database::open(&file).ok()?.take(1 << 16).read_to_string(&mut text).ok()?;
+        let text = String::from_utf8(database::bounded("document", &file, 1 << 16).ok()?).ok()?;
         Some(text.trim().to_owned())
     };
     let (name, updated) = (text("ref"), text("updatedat"));
@@ -135,12 +135,13 @@ fn ingest(path: PathBuf) -> Ingest {
 }
 
 fn read_document(file: File, path: &Path, digest: &Digest) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
+    let (seen, mut bytes) = (ledger::look(&file), Vec::new());
     file.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes).at("read", path)?;
     if bytes.len() as u64 > MAX_DOCUMENT {
         return Err(Error::malformed(path, "is larger than any index, manifest or config may be (8 MiB)"));
     }
     let found = Digest::of(&bytes);
+    ledger::hashed("blob", path, seen, found);
     if found != *digest {
         return Err(Error::malformed(path, format!("the blob's content has digest {found}: it is damaged")));
     }

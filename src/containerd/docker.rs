@@ -9,8 +9,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    io::{self, Read},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -109,9 +108,7 @@ fn small_file(host: &Host, path: &Path) -> Result<Option<Vec<u8>>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e).at("look at", path),
     }
-    let mut bytes = Vec::new();
-    database::open(path)?.take(MAX_BYTES).read_to_end(&mut bytes).at("read", path)?;
-    Ok(Some(bytes))
+    database::bounded("document", path, MAX_BYTES).map(Some)
 }
 
 fn docker(file: File, data_root: &Path) -> Docker {

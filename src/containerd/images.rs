@@ -17,6 +17,7 @@ use super::meta::{Image, Origin};
 use crate::{
     digest::Digest,
     host::{Host, database},
+    ledger,
     oci::{
         image::{Config, Index, Manifest, chain_of},
         names,
@@ -99,9 +100,10 @@ fn blobs(dir: &Path) -> impl Iterator<Item = (Digest, PathBuf)> {
 /// The bytes of a blob that begins as JSON does.
 fn document(path: &Path) -> Option<Vec<u8>> {
     let mut file = database::open(path).ok()?;
-    let mut bytes = vec![0];
+    let (seen, mut bytes) = (ledger::look(&file), vec![0]);
     file.read_exact(&mut bytes).ok().filter(|()| bytes == b"{")?;
     file.take(MAX_DOCUMENT).read_to_end(&mut bytes).ok()?;
+    ledger::read("blob", path, seen, &bytes);
     Some(bytes)
 }
 

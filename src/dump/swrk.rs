@@ -32,6 +32,7 @@ use crate::{
         netlock::search_path,
         recover::{GRACE, Watched},
     },
+    host::shield,
     interrupt,
 };
 
@@ -101,9 +102,9 @@ impl Swrk {
         command.process_group(0);
         let mapping = FdMapping { parent_fd: theirs, child_fd: CHILD_FD };
         command.fd_mappings(vec![mapping]).map_err(std::io::Error::other).at("pass a socket to", program)?;
-        let mut child = command.spawn().map_err(|e| cannot_start(program, e))?;
-        // `command` owns our copy of CRIU's end and goes here: from now on the end of CRIU is the end of the stream.
-        drop(command);
+        // `command` owns our copy of CRIU's end and goes there: from now on the end of CRIU is the end of the stream.
+        let started = shield::outside(move || command.spawn());
+        let mut child = started.map_err(|e| cannot_start(program, e))?;
         let stderr = child.stderr.take();
         if let Some(stderr) = &stderr {
             fcntl_setfl(stderr, OFlags::NONBLOCK).at("listen to", program)?;

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     error::{At, Error, Result},
-    host::Host,
+    host::{Host, shield},
     id::TaskPid,
 };
 
@@ -65,14 +65,9 @@ pub struct Watchdog {
 impl Watchdog {
     /// Starts one for what the marker describes, and waits until it is armed.
     pub fn arm(host: &Host, marker: &Marker, path: PathBuf) -> Result<Self> {
-        let mut child = Command::new(&host.dewar)
-            .arg0(NAME)
-            .arg(SUBCOMMAND)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .at("start the watchdog", &host.dewar)?;
+        let mut command = Command::new(&host.dewar);
+        command.arg0(NAME).arg(SUBCOMMAND).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = shield::outside(move || command.spawn()).at("start the watchdog", &host.dewar)?;
         let Some(input) = child.stdin.take() else { return Err(unarmed("it has no stdin")) };
         let watchdog = Self { child, input };
         let params = Params { marker: marker.clone(), path, proc: host.proc.clone() };

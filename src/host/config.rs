@@ -16,8 +16,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    fs,
-    io::{self, Read},
+    fs, io,
     path::{Component, Path, PathBuf},
 };
 
@@ -90,8 +89,7 @@ fn table(host: &Host, path: &Path) -> Result<Option<Table>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e).at("look at", here),
     }
-    let mut bytes = Vec::new();
-    database::open(&here)?.take(MAX_BYTES).read_to_end(&mut bytes).at("read", &here)?;
+    let bytes = database::bounded("configuration", &here, MAX_BYTES)?;
     let text = str::from_utf8(&bytes).map_err(|e| Error::malformed(&here, format!("{e}: no TOML")))?;
     text.parse().map(Some).map_err(|e: toml::de::Error| {
         let at = e.span().map_or(0, |span| span.start.min(text.len()));

@@ -17,9 +17,10 @@ use rustix::system;
 
 use super::Host;
 use crate::{
-    bolt::Db,
+    bolt::{self, Db},
     corrupt::Corrupt,
     error::{At, Error, Result},
+    ledger,
 };
 
 /// A busy daemon commits a few times a second; so many failures in a row mean something else.
@@ -35,14 +36,30 @@ const UNREADABLE: usize = 20;
 pub fn read(host: &Host, path: &Path) -> Result<Vec<u8>> {
     let path = &host.inside(path)?;
     let mut file = open(path)?;
+    let seen = ledger::look(&file);
+    let bytes = locked(host, &mut file, path)?;
+    ledger::database(path, seen, &bytes, bolt::transactions(&bytes));
+    Ok(bytes)
+}
+
+fn locked(host: &Host, file: &mut File, path: &Path) -> Result<Vec<u8>> {
     match file.try_lock_shared() {
-        Ok(()) => copy(&mut file, path),
-        Err(TryLockError::WouldBlock) if host.daemon_running => consistent_copy(&mut file, path),
+        Ok(()) => copy(file, path),
+        Err(TryLockError::WouldBlock) if host.daemon_running => consistent_copy(file, path),
         Err(TryLockError::WouldBlock) => Err(Error::DaemonRunning { db: path.to_owned() }),
         // A file system without flock (some network mounts): nobody can hold the lock there either.
-        Err(TryLockError::Error(e)) if e.raw_os_error() == Some(nix::libc::ENOLCK) => consistent_copy(&mut file, path),
+        Err(TryLockError::Error(e)) if e.raw_os_error() == Some(nix::libc::ENOLCK) => consistent_copy(file, path),
         Err(TryLockError::Error(e)) => Err(e).at("lock", path),
     }
+}
+
+/// The first `max` bytes of a small file that is known to be a regular one; `of` says what it is.
+pub fn bounded(of: &str, path: &Path, max: u64) -> Result<Vec<u8>> {
+    let (file, mut bytes) = (open(path)?, Vec::new());
+    let seen = ledger::look(&file);
+    file.take(max).read_to_end(&mut bytes).at("read", path)?;
+    ledger::read(of, path, seen, &bytes);
+    Ok(bytes)
 }
 
 /// What is wrong with the database at `path`, for its user: the first places, and how many more.

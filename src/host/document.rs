@@ -12,7 +12,10 @@ use std::{
 
 use rustix::fs::{Mode, OFlags, open, openat};
 
-use crate::error::{At, Error, Result};
+use crate::{
+    error::{At, Error, Result},
+    ledger,
+};
 
 /// The largest documents (a spec with thousands of mounts) are of some hundred KiB.
 const MAX: u64 = 16 << 20;
@@ -35,8 +38,9 @@ pub fn read(dir: &Path, names: &[&str]) -> Result<Option<Vec<u8>>> {
     if meta.len() > MAX {
         return Err(Error::malformed(path, format!("is too large: {} bytes, at most {MAX} are read", meta.len())));
     }
-    let mut bytes = Vec::new();
-    file.take(MAX).read_to_end(&mut bytes).at("read", path)?;
+    let (seen, mut bytes) = (ledger::look(&file), Vec::new());
+    file.take(MAX).read_to_end(&mut bytes).at("read", &path)?;
+    ledger::read("document", &path, seen, &bytes);
     Ok(Some(bytes))
 }
 

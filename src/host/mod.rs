@@ -17,8 +17,10 @@ pub mod config;
 pub mod database;
 pub mod document;
 mod glob;
+pub mod ground;
 mod inside;
 pub mod mounts;
+pub mod shield;
 pub mod stores;
 
 /// The places of one machine.
@@ -52,6 +54,8 @@ pub struct Host {
     pub sysroot: Option<PathBuf>,
     /// Read the databases beside a running daemon.
     pub daemon_running: bool,
+    /// Refuse whatever is not on what cannot be written.
+    pub write_blocked: bool,
 }
 
 impl Default for Host {
@@ -71,6 +75,7 @@ impl Default for Host {
             dewar: "/proc/self/exe".into(),
             sysroot: None,
             daemon_running: false,
+            write_blocked: false,
         }
     }
 }
@@ -93,6 +98,18 @@ impl Host {
         let Some(sysroot) = &self.sysroot else { return Ok(path.to_owned()) };
         inside::resolve(sysroot, path.strip_prefix(sysroot).unwrap_or(path))
             .at("look up", sysroot.join(path.strip_prefix("/").unwrap_or(path)))
+    }
+
+    /// The directories where its stores are, as far as they are there.
+    pub fn places(&self) -> Vec<PathBuf> {
+        let snapshotters = self.snapshotters.values();
+        let own = [&self.root, &self.state, &self.runc_root];
+        let all = own.into_iter().chain(snapshotters).chain(&self.runtime_roots).chain(&self.docker);
+        let mut places: Vec<_> = all.filter_map(|path| self.inside(path).ok()).chain(self.sysroot.clone()).collect();
+        places.retain(|path| path.symlink_metadata().is_ok());
+        places.sort();
+        places.dedup();
+        places
     }
 
     /// The directory of the snapshotter called `name`; `root_path` replaces it wholly (containerd `plugins/snapshots`).

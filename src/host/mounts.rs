@@ -31,6 +31,10 @@ pub struct Mount {
     pub fs: OsString,
     /// What it was mounted from: a device, a dataset, a file, or any word.
     pub source: OsString,
+    /// The options of this mount alone.
+    pub own: OsString,
+    /// Nothing can be written through this mount, or to the file system at all.
+    pub is_read_only: bool,
     /// The file system's own options, as it wrote them (overlay: `lowerdir=…,upperdir=…`).
     pub options: OsString,
 }
@@ -50,11 +54,19 @@ fn line(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|&b| b == b' ');
     let mut next = || fields.next();
     let (id, parent, dev) = (number(next()?)?, number(next()?)?, device(next()?)?);
-    let (root, at) = (text(next()?), text(next()?));
+    let (root, at, own) = (text(next()?), text(next()?), text(next()?));
     let mut rest = fields.skip_while(|f| *f != b"-").skip(1);
     let (fs, source) = (text(rest.next()?), text(rest.next().unwrap_or_default()));
     let options = text(rest.next().unwrap_or_default());
-    Some(Mount { id, parent, dev, root, at, fs, source, options })
+    let is_ro = |options: &[u8]| options.split(|&b| b == b',').any(|option| option == b"ro");
+    let is_read_only = is_ro(own.as_bytes()) || is_ro(options.as_bytes());
+    Some(Mount { id, parent, dev, root, at, fs, source, own, is_read_only, options })
+}
+
+/// The mount that has the absolute path, which is free of links: the innermost, and of several at one place the last.
+pub fn of<'m>(mounts: &'m [Mount], path: &Path) -> Option<&'m Mount> {
+    let holds = |mount: &&Mount| path.starts_with(Path::new(&mount.at));
+    mounts.iter().filter(holds).max_by_key(|mount| Path::new(&mount.at).components().count())
 }
 
 fn number<T: std::str::FromStr>(field: &[u8]) -> Option<T> {
@@ -101,7 +113,8 @@ mod tests {
         assert_eq!(mounts.len(), 2);
         let (root, at, fs) = ("/mnt1".into(), "/mnt/a b".into(), "ext3".into());
         let (source, options) = ("/dev/root".into(), "rw".into());
-        let first = Mount { id: 36, parent: 35, dev: (98, 0), root, at, fs, source, options };
+        let own = "rw,noatime".into();
+        let first = Mount { id: 36, parent: 35, dev: (98, 0), root, at, fs, source, own, is_read_only: false, options };
         assert_eq!((&mounts[0], mounts[1].fs.as_bytes()), (&first, &b"tmpfs"[..]));
     }
 

@@ -11,8 +11,7 @@
 //! | rootless Docker | `~/.local/share/docker/containerd/daemon` | `/run/user/<uid>/docker/containerd/daemon` | (moby `daemon/config/config_linux.go`) |
 
 use std::{
-    fs,
-    io::{self, Read},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -248,9 +247,7 @@ impl Search {
         let here = self.host.inside(path).ok()?;
         let is_small_file = |meta: fs::Metadata| meta.is_file() && meta.len() <= MAX_BYTES;
         fs::metadata(&here).is_ok_and(is_small_file).then_some(())?;
-        let mut text = String::new();
-        database::open(&here).ok()?.take(MAX_BYTES).read_to_string(&mut text).ok()?;
-        Some(text)
+        String::from_utf8(database::bounded("configuration", &here, MAX_BYTES).ok()?).ok()
     }
 
     /// Takes over what the place's configuration says.

@@ -321,6 +321,7 @@ mod tests {
         let manifest = Manifest {
             config: Descriptor::new(names::CONFIG, Digest::of(&config), 1),
             layers: vec![below],
+            artifact_type: None,
             subject: None,
         };
         Base {

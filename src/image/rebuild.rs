@@ -273,7 +273,7 @@ fn finish(
     manifest["annotations"] = annotations;
     let bytes = serde_json::to_vec(&manifest).map_err(|e| Error::malformed("image manifest", e))?;
     let Blob { digest, size } = staging.blob_of(&bytes)?;
-    let manifest = Manifest { config: described, layers, subject: None };
+    let manifest = Manifest { config: described, layers, artifact_type: None, subject: None };
     Ok(Made { target: Descriptor::new(names::MANIFEST, digest, size), local: Local { manifest, config }, recreated })
 }
 
@@ -488,7 +488,8 @@ mod tests {
             let config = serde_json::to_vec(&json!({"rootfs": {"diff_ids": [digest]}})).unwrap();
             let layers = vec![Descriptor::new(media_type, digest, size)];
             let described = Descriptor::new(names::CONFIG, Digest::of(&config), config.len() as u64);
-            let local = Local { manifest: Manifest { config: described, layers, subject: None }, config };
+            let local =
+                Local { manifest: Manifest { config: described, layers, artifact_type: None, subject: None }, config };
             let target = Descriptor::new(names::MANIFEST, Digest::of(b"target"), 6);
             let image = Incomplete { target: &target, has_target: true, local: Some(&local), lacking: &[0] };
             let made = rebuild(&image, std::slice::from_ref(&snapshot), &staging).unwrap();
@@ -512,7 +513,10 @@ mod tests {
         let config = serde_json::to_vec(&json!({"rootfs": {"diff_ids": [Digest::of(&tar)]}})).unwrap();
         let described = Descriptor::new(names::CONFIG, Digest::of(&config), config.len() as u64);
         let layers = vec![Descriptor::new(names::LAYER_GZIP, Digest::of(b"gone"), 4)];
-        let local = Local { manifest: Manifest { config: described.clone(), layers, subject: None }, config };
+        let local = Local {
+            manifest: Manifest { config: described.clone(), layers, artifact_type: None, subject: None },
+            config,
+        };
         let target = Descriptor::new(names::MANIFEST, Digest::of(b"target"), 6);
         let image = Incomplete { target: &target, has_target: false, local: Some(&local), lacking: &[0] };
         for (content, is_taken) in [(&tar[..], true), (&[0; 1536], false)] {
@@ -534,7 +538,8 @@ mod tests {
         let config = json!({"rootfs": {"diff_ids": [Digest::of(b"1")]}}).to_string().into_bytes();
         let described = Descriptor::new(names::CONFIG, Digest::of(&config), 1);
         let layers = vec![Descriptor::new(names::LAYER_GZIP, Digest::of(b"l"), 1)];
-        let local = Local { manifest: Manifest { config: described, layers, subject: None }, config };
+        let local =
+            Local { manifest: Manifest { config: described, layers, artifact_type: None, subject: None }, config };
         let target = Descriptor::new(names::MANIFEST, Digest::of(b"target"), 6);
         let image = Incomplete { target: &target, has_target: true, local: Some(&local), lacking: &[0] };
         assert!(rebuild(&image, &[], &staging).is_err());

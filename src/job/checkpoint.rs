@@ -5,12 +5,19 @@
 //!          running              │           frozen              │        running again
 //! ```
 
-use std::{collections::BTreeMap, panic::resume_unwind, path::Path, thread, time::Instant};
+use std::{
+    collections::BTreeMap,
+    panic::resume_unwind,
+    path::{Path, PathBuf},
+    thread,
+    time::Instant,
+};
 
 use jiff::Timestamp;
 
 pub use super::report::{Files, Report, Sizes, Stage};
 use super::{
+    evidence::{self, Diary, Scene, Wanted},
     layers,
     locate::{Target, with_causes},
     memory::{Refusal, Taken},
@@ -25,10 +32,12 @@ use crate::{
     dump::{self, Criu, Images, Ready},
     error::{Error, Result},
     freeze::{self, After, Still},
+    host::ground,
     image::{self, Base, Sources},
     interrupt,
     layout::{Layout, Staging, read},
-    oci::{account::Account, names},
+    ledger,
+    oci::{account::Account, image::Descriptor, names},
     proto::{self, CheckpointOptions},
     raw,
     runtime::{self, CgroupVersion, Task},
@@ -75,6 +84,8 @@ pub struct Options {
     pub volatile: volatile::Wanted,
     /// The time that names and annotations carry.
     pub now: Timestamp,
+    /// The acquisition record; `None`: there is none.
+    pub evidence: Option<Wanted>,
 }
 
 /// Checkpoints one located container into `layout`.
@@ -88,29 +99,44 @@ pub fn checkpoint(
     let started = Instant::now();
     let reference = reference(&target, options);
     let (notes, findings) = (Vec::new(), target.findings.clone());
+    let diary = Diary::begin();
+    let progress = &|stage| {
+        diary.stage(stage);
+        progress(stage);
+    };
+    let places = evidence::places(&store.host, &target, options.binds);
+    ground::refuse_writable_if(&store.host, &places)?;
     let mut run = Run { store, options, account: Account::default(), notes, findings, refusal: None };
     let criu = run.prepare(&target)?;
     let staging = layout.stage()?;
     progress(Stage::Image);
     let base = run.base(&target, layout, &staging)?;
+    evidence::begin(options.evidence.as_ref(), &staging)?;
 
     let ready = run.start(criu.as_ref(), &target, layout, &staging)?;
 
     progress(Stage::Freeze);
     let still = run.hold(&target)?;
+    diary.held(&still, &store.host, &target.container.name);
+    let is_asked = ready.is_some();
     let taken = run.take(ready, &still, &target, &staging, progress)?;
+    diary.dumped(&still, is_asked, taken.images.as_ref());
+    diary.captured(&still, taken.raw.is_some());
     progress(Stage::Files { held: still.task().is_some() });
+    ledger::tree(evidence::RW_LAYER);
     let files = target.rw.as_ref().map(|rw| rw::capture(&still, rw, &staging)).transpose()?;
     let mounts = run.mounts(&still, &target, taken.images.is_some(), &staging)?;
     still.is_still()?;
     let after = run.after(&target, &taken, files.is_some());
     let released = still.release(after)?;
+    diary.released(after);
 
     progress(Stage::Seal { held: after == After::Exit });
     let memory = run.memory(&target, &taken);
     let target = run.restorable(target, taken.images.is_some());
     let parts = run.seal(target, base, taken, files, mounts, &staging, &reference)?;
-    let bundle = bundle::write(layout, &staging, &parts, bundle::containerd::write)?;
+    let mut attach = |entries: &[_]| run.evidence(&diary, &places, &parts, &staging, entries);
+    let bundle = bundle::write(layout, &staging, &parts, bundle::containerd::write, &mut attach)?;
     staging.close()?;
     let frozen = released.frozen;
     let ended = released.finish();
@@ -322,6 +348,27 @@ impl Run<'_> {
             self.notes.push(format!("it ran under the shim {former}, which is no more: the bundle names {shim}"));
         }
         target
+    }
+
+    /// The acquisition record. What was acquired comes home without it, too, and that is said.
+    fn evidence(
+        &mut self,
+        diary: &Diary,
+        places: &[PathBuf],
+        parts: &Parts,
+        staging: &Staging,
+        entries: &[Descriptor],
+    ) -> Result<Option<Descriptor>> {
+        let Some(wanted) = &self.options.evidence else { return Ok(None) };
+        let scene = Scene { store: self.store, wanted, diary, places, parts, notes: &self.notes };
+        match scene.attach(staging, entries) {
+            Err(Error::Interrupted) => Err(Error::Interrupted),
+            Err(e) => {
+                self.findings.push(format!("the acquisition record could not be made: {}", with_causes(&e)));
+                Ok(None)
+            }
+            Ok(entry) => Ok(Some(entry)),
+        }
     }
 
     fn memory(&self, target: &Target, taken: &Taken) -> &'static str {

@@ -3,12 +3,14 @@
 pub mod checkpoint;
 pub mod diff;
 mod documents;
+pub mod evidence;
 pub mod fsck;
 pub mod inspect;
 pub mod layers;
 pub mod list;
 pub mod locate;
 mod memory;
+pub mod records;
 pub mod report;
 pub mod ruins;
 pub mod select;

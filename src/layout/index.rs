@@ -5,7 +5,10 @@ use std::io::Read;
 use super::{Layout, Staging, open_regular, replace};
 use crate::{
     error::{At, Error, Result},
-    oci::image::{Descriptor, Index},
+    oci::{
+        image::{Descriptor, Index},
+        names,
+    },
 };
 
 /// More entries than any layout holds; a larger file is an attack.
@@ -46,7 +49,10 @@ fn add(manifests: &mut Vec<Descriptor>, entry: &Descriptor) {
         }
         return;
     }
-    manifests.retain(|old| !same_name(old));
+    let gone: Vec<String> = manifests.iter().filter(|old| same_name(old)).map(|old| old.digest.to_string()).collect();
+    // What was attached to a checkpoint goes with it.
+    let is_about = |old: &Descriptor| old.annotations.get(names::EVIDENCE_OF).is_some_and(|of| gone.contains(of));
+    manifests.retain(|old| !same_name(old) && !is_about(old));
     manifests.push(entry.clone());
 }
 
@@ -69,5 +75,11 @@ mod tests {
         assert_eq!(names, ["", "b", "", "a"], "a new one of an old name goes to the end");
         add(&mut all, &entry("", "x"));
         assert_eq!(all.len(), 5);
+        let about = entry("", "record").with(names::EVIDENCE_OF, entry("a", "3").digest.to_string());
+        add(&mut all, &about);
+        add(&mut all, &entry("b", "4"));
+        assert_eq!(all.len(), 6, "what is about another stays");
+        add(&mut all, &entry("a", "5"));
+        assert!(all.len() == 5 && !all.contains(&about), "what is about one that was replaced goes with it");
     }
 }

@@ -1,11 +1,12 @@
 //! One run's private folder inside the layout, on the same file system; gone when the run ends, however it ends.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::PoisonError,
+    sync::{Mutex, PoisonError},
 };
 
 use tempfile::TempDir;
@@ -18,7 +19,7 @@ use super::{
 use crate::{
     digest::Digest,
     error::{At, Error, Result},
-    interrupt,
+    interrupt, ledger,
     sparse::SparseFile,
 };
 
@@ -137,9 +138,11 @@ impl Staging {
         let dir = self.path("blobs");
         let (file, path) =
             tempfile::Builder::new().prefix(".part-").tempfile_in(&dir).at("write into", &dir)?.into_parts();
+        let seen = ledger::look(from);
         let copied = copy::whole(from, &file);
         interrupt::check()?;
         let (digest, size) = copied.at("copy", source)?;
+        ledger::hashed("blob", source, seen, digest);
         if digest != *expected {
             return Ok(None);
         }
@@ -171,14 +174,24 @@ impl Staging {
     /// The blob if the layout or this staging has it already, with the size it should have.
     pub fn has(&self, digest: &Digest, size: u64) -> bool {
         let found = |path: PathBuf| fs::symlink_metadata(path).is_ok_and(|m| m.is_file() && m.len() == size);
-        found(self.layout.blob_path(digest)) || found(self.dir.path().join("blobs").join(digest.to_hex()))
+        let is_loose = |loose: &Mutex<BTreeMap<Digest, Assembly>>| {
+            loose.lock().unwrap_or_else(PoisonError::into_inner).get(digest).is_some_and(|tar| tar.size() == size)
+        };
+        self.layout.loose.as_ref().is_some_and(|loose| is_loose(loose))
+            || found(self.layout.blob_path(digest))
+            || found(self.dir.path().join("blobs").join(digest.to_hex()))
     }
 
     /// Bytes of a blob of the layout or of this staging.
     pub fn read_blob(&self, digest: &Digest) -> Result<Vec<u8>> {
-        let staged = self.dir.path().join("blobs").join(digest.to_hex());
-        let path = if staged.exists() { staged } else { self.layout.blob_path(digest) };
+        let path = self.blob_path(digest);
         fs::read(&path).at("read", path)
+    }
+
+    /// Where a blob of this staging, or else of the layout, lies.
+    pub fn blob_path(&self, digest: &Digest) -> PathBuf {
+        let staged = self.dir.path().join("blobs").join(digest.to_hex());
+        if staged.exists() { staged } else { self.layout.blob_path(digest) }
     }
 
     /// A small blob of the layout, which may be anybody's: bounded, and of a regular file only. Its digest is not checked.

@@ -68,7 +68,11 @@ pub struct Index {
 
 /// A manifest: one image for one platform.
 #[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Manifest {
+    /// What it is, if it is no image (OCI image spec 1.1, manifest.md, `artifactType`).
+    #[serde(default)]
+    pub artifact_type: Option<String>,
     /// The image's config.
     pub config: Descriptor,
     /// Its layers, bottom first.
@@ -77,6 +81,13 @@ pub struct Manifest {
     /// What it refers to without needing it: an image made again, to its original.
     #[serde(default)]
     pub subject: Option<Descriptor>,
+}
+
+impl Manifest {
+    /// True of what is no image: it has no config of one.
+    pub fn is_artifact(&self) -> bool {
+        self.artifact_type.is_some() && self.config.media_type == names::EMPTY
+    }
 }
 
 /// An image's config: what we read of it.

@@ -41,6 +41,21 @@ pub const ACCOUNT: &str = "application/vnd.dewar.account.v1+json";
 pub const RAW_TAR: &str = "application/vnd.dewar.memory.raw.v1.tar";
 /// What else of a task is volatile: JSON, [`super::volatile::Volatile`].
 pub const VOLATILE: &str = "application/vnd.dewar.volatile.v1+json";
+/// The artifact with the acquisition record of a checkpoint: its `artifactType`, and its first layer, JSON
+/// ([`crate::evidence::Record`]).
+pub const EVIDENCE: &str = "application/vnd.dewar.evidence.v1+json";
+/// Its second layer: what was read, one JSON document a line ([`crate::evidence::Source`]).
+pub const EVIDENCE_SOURCES: &str = "application/vnd.dewar.evidence.sources.v1+jsonl";
+/// Its third layer: the blobs of the checkpoint as `sha256sum -c` reads them.
+pub const EVIDENCE_SUMS: &str = "application/vnd.dewar.evidence.sha256sums.v1";
+/// Its last layer, if it is signed: 64 bytes, Ed25519 (RFC 8032) over the bytes of the record.
+pub const EVIDENCE_SIGNATURE: &str = "application/vnd.dewar.evidence.signature.v1+ed25519";
+/// The config of a manifest that has none: `{}` (OCI image spec 1.1, manifest.md, "Guidance for an Empty Descriptor").
+pub const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+/// On an artifact's entry in `index.json`: the digest of the checkpoint index that it is about.
+pub const EVIDENCE_OF: &str = "org.dewar.evidence.of";
+/// On a signature: the SHA-256 of the public key (its SubjectPublicKeyInfo, DER).
+pub const EVIDENCE_KEY: &str = "org.dewar.evidence.key";
 
 /// The name under which `ctr images import` records an entry of `index.json`.
 pub const IMAGE_NAME: &str = "io.containerd.image.name";

@@ -103,6 +103,8 @@ mod tests {
                 at: text(),
                 fs: fs.into(),
                 source: text(),
+                own: text(),
+                is_read_only: false,
                 options: text(),
             }
         };

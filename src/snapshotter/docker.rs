@@ -9,10 +9,7 @@
 //! ```
 //! Source: moby `daemon/internal/layer/filestore.go`, `daemon/graphdriver/{overlay2,vfs}`.
 
-use std::{
-    io::Read,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use super::{Driver, Origin, Root, RwLayer};
 use crate::{
@@ -68,9 +65,8 @@ impl Graph<'_> {
         if !path.symlink_metadata().at("look at", path)?.is_file() {
             return Err(Error::malformed(path, "is no regular file"));
         }
-        let mut text = String::new();
-        database::open(path)?.take(MAX_BYTES).read_to_string(&mut text).at("read", path)?;
-        Ok(text)
+        let bytes = database::bounded("document", path, MAX_BYTES)?;
+        String::from_utf8(bytes).map_err(|e| Error::malformed(path, e))
     }
 
     /// The content of a file that is the name of a folder.

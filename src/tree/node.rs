@@ -13,6 +13,7 @@ use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, StatxAttributes, StatxFl
 
 use crate::{
     idmap::IdMap,
+    ledger,
     pax::{Time, Xattr},
 };
 
@@ -45,6 +46,19 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// As `st_mode` has it (inode(7)).
+    pub fn bits(self) -> u32 {
+        match self {
+            Self::File => 0o100_000,
+            Self::Directory => 0o040_000,
+            Self::Symlink => 0o120_000,
+            Self::Char => 0o020_000,
+            Self::Block => 0o060_000,
+            Self::Fifo => 0o010_000,
+            Self::Socket => 0o140_000,
+        }
+    }
+
     /// In words.
     pub fn name(self) -> &'static str {
         match self {
@@ -76,6 +90,10 @@ pub struct Meta {
     pub mtime: Time,
     /// Last change of the inode itself.
     pub ctime: Time,
+    /// Last access.
+    pub atime: Time,
+    /// Birth; `None` where the file system does not keep it.
+    pub btime: Option<Time>,
     /// A device's major and minor number.
     pub device: (u32, u32),
     /// How many names it has.
@@ -91,21 +109,42 @@ pub struct Meta {
 impl Meta {
     fn of(fd: &OwnedFd, ids: Option<&IdMap>) -> io::Result<Self> {
         let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-        let stat = fs::statx(fd, "", flags, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID)?;
+        let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID;
+        let stat = fs::statx(fd, "", flags, wanted)?;
+        let time = |t: fs::StatxTimestamp| Time { secs: t.tv_sec, nanos: t.tv_nsec };
         Ok(Self {
             kind: kind_of(stat.stx_mode)?,
             mode: u32::from(stat.stx_mode) & 0o7777,
             uid: ids.map_or(stat.stx_uid, |ids| ids.uids.to_container(stat.stx_uid)),
             gid: ids.map_or(stat.stx_gid, |ids| ids.gids.to_container(stat.stx_gid)),
             size: stat.stx_size,
-            mtime: Time { secs: stat.stx_mtime.tv_sec, nanos: stat.stx_mtime.tv_nsec },
-            ctime: Time { secs: stat.stx_ctime.tv_sec, nanos: stat.stx_ctime.tv_nsec },
+            mtime: time(stat.stx_mtime),
+            ctime: time(stat.stx_ctime),
+            atime: time(stat.stx_atime),
+            btime: (stat.stx_mask & StatxFlags::BTIME.bits() != 0).then(|| time(stat.stx_btime)),
             device: (stat.stx_rdev_major, stat.stx_rdev_minor),
             links: stat.stx_nlink,
             id: FileId { dev: (stat.stx_dev_major, stat.stx_dev_minor), ino: stat.stx_ino },
             mount: (stat.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(stat.stx_mnt_id),
             is_mount_root: stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
         })
+    }
+
+    /// The same, for the list of all that was read.
+    pub fn told(&self) -> ledger::Stat {
+        let time = |time: Time| ledger::decimal(time.secs, time.nanos);
+        ledger::Stat {
+            mode: format!("{:06o}", self.kind.bits() | self.mode),
+            size: self.size,
+            uid: self.uid,
+            gid: self.gid,
+            device: format!("{}:{}", self.id.dev.0, self.id.dev.1),
+            inode: self.id.ino,
+            mtime: time(self.mtime),
+            ctime: time(self.ctime),
+            atime: time(self.atime),
+            btime: self.btime.map(time),
+        }
     }
 
     /// True if both were reached through one mount. Device numbers decide only where the kernel does not tell the mount:

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     error::{At, Result},
-    interrupt,
+    interrupt, ledger,
     pax::{self, Header, Time, Type, Xattr},
     sparse::{SparseFile, next_data, next_hole},
 };
@@ -65,6 +65,8 @@ pub struct Packer<'a> {
     beside: Option<Box<Packer<'a>>>,
     /// How many values of extended attributes it took.
     values: u64,
+    /// Its entries are told to the ledger, where one is kept; those beside are told with their content only.
+    is_told: bool,
     /// The first name of every inode that has several.
     first_names: HashMap<FileId, Vec<u8>>,
     buf: Vec<u8>,
@@ -91,14 +93,15 @@ impl<'a> Packer<'a> {
 
     fn into(out: Out<'a>, judge: fn(&[u8]) -> Held) -> Self {
         let (first_names, buf, summary) = (HashMap::new(), vec![0; PIECE], Summary::default());
-        Self { out, judge, beside: None, values: 0, first_names, buf, ignored: None, summary }
+        Self { out, judge, beside: None, values: 0, is_told: true, first_names, buf, ignored: None, summary }
     }
 
     /// The same; what has content, and no place in the tar, goes into a second tar stream: `files/<path>`, and the values
     /// of extended attributes as `xattrs/<number>`.
     pub fn with_beside(self, beside: &'a mut SparseFile) -> Self {
         let judge = self.judge;
-        Self { beside: Some(Box::new(Self::into_sparse(beside, judge))), ..self }
+        let beside = Self { is_told: false, ..Self::into_sparse(beside, judge) };
+        Self { beside: Some(Box::new(beside)), ..self }
     }
 
     /// Ends the archive and hands over the account.
@@ -290,6 +293,9 @@ impl<'a> Packer<'a> {
         let mut name = path.to_vec();
         if kind == Type::Directory && !name.ends_with(b"/") {
             name.push(b'/');
+        }
+        if self.is_told && ledger::takes_entries() {
+            ledger::entry(&name, node.meta.told());
         }
         let header = Header { kind, path: &name, link, mode, uid, gid, size, mtime, device, xattrs: &xattrs };
         self.write(&header.encode())

@@ -269,6 +269,24 @@ pub fn blob_path(layout: &Path, entry: &Value) -> PathBuf {
     layout.join("blobs").join(entry["digest"].as_str().unwrap().replace(':', "/"))
 }
 
+/// `index.json`, without what is attached to its checkpoints ([`records`]): the last entry is a checkpoint.
 pub fn index(layout: &Path) -> Value {
+    let mut whole = whole_index(layout);
+    whole["manifests"].as_array_mut().unwrap().retain(|entry| !is_record(entry));
+    whole
+}
+
+/// `index.json`, all of it.
+pub fn whole_index(layout: &Path) -> Value {
     json(&fs::read(layout.join("index.json")).unwrap())
+}
+
+/// The entries of acquisition records.
+pub fn records(layout: &Path) -> Vec<Value> {
+    let whole = whole_index(layout);
+    whole["manifests"].as_array().unwrap().iter().filter(|entry| is_record(entry)).cloned().collect()
+}
+
+fn is_record(entry: &Value) -> bool {
+    entry["artifactType"] == "application/vnd.dewar.evidence.v1+json"
 }

@@ -10,6 +10,8 @@ mod damage;
 mod determinism;
 /// Bad input: what is said, and that nothing half-written stays.
 mod errors;
+/// Acquisition records: complete, and nothing of them can be changed unnoticed.
+mod evidence;
 /// `fsck` finds every damage, and only that.
 mod fsck;
 /// `fsck` on records that contradict one another.

@@ -21,7 +21,7 @@ fn after(lab: &Lab, script: &str, ctr_flags: &[&str]) {
 fn listed(lab: &Lab) -> Vec<String> {
     let find = r#"jq -r '.manifests[] | select(.mediaType | endswith("tar+gzip")) | .digest' "$index" | tr : /"#;
     let all = lab.sh(&format!(
-        "cd /tmp/layout/blobs; index=$(jq -r '.manifests[-1].digest' ../index.json | tr : /)
+        "cd /tmp/layout/blobs; index=$(jq -r '[.manifests[] | select(.mediaType | test(\"index\"))][-1].digest' ../index.json | tr : /)
          tar --numeric-owner --full-time -tvzf $({find})"
     ));
     all.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
@@ -98,7 +98,7 @@ fn a_path_too_long_does_not_cost_the_restore() {
     dewar_ok(&lab, &["verify", "/tmp/layout"]);
     let tar = r#"jq -r '.manifests[] | select(.annotations["org.dewar.beside"]) | .digest' "$index" | tr : /"#;
     let beside = lab.sh(&format!(
-        "cd /tmp/layout/blobs; index=$(jq -r '.manifests[-1].digest' ../index.json | tr : /); bsdtar -xOf $({tar}) '*/end'"
+        "cd /tmp/layout/blobs; index=$(jq -r '[.manifests[] | select(.mediaType | test(\"index\"))][-1].digest' ../index.json | tr : /); bsdtar -xOf $({tar}) '*/end'"
     ));
     assert_eq!(beside, "hi\n");
     lab.lose_node();

@@ -301,7 +301,8 @@ fn succeeded(what: &str, output: Output) -> String {
     stdout
 }
 
-fn cannot_run(why: &str) {
+/// Says why a test cannot run here; with `DEWAR_LIVE=1` it fails instead.
+pub fn cannot_run(why: &str) {
     assert!(std::env::var("DEWAR_LIVE").as_deref() != Ok("1"), "DEWAR_LIVE=1, but the lab cannot run: {why}");
     say(&format!("live test skipped (DEWAR_LIVE=1 would fail it): {}", why.trim()));
 }

@@ -5,7 +5,15 @@
 
 use std::{fs, path::Path, process::Command};
 
-use crate::harness::{Cgroup, Containerd, Lab, until};
+use crate::{
+    evidence::disk_of_a_node,
+    harness::{Cgroup, Containerd, Lab, until},
+};
+
+/// RFC 8410, section 10.3.
+const KEY: &str = "-----BEGIN PRIVATE KEY-----\n\
+    MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n\
+    -----END PRIVATE KEY-----";
 
 /// A block fenced ```` ```console ````: its heading, which of that heading's it is, and its commands.
 struct Block {
@@ -117,6 +125,17 @@ fn the_examples_of_readme_md_bring_redis_home() {
                 let told = Command::new("bash").args(["-c", &gdb]).current_dir(there).output().expect("bash runs gdb");
                 let told = String::from_utf8_lossy(&told.stdout).into_owned();
                 assert!(told.matches("LWP").count() >= 2 && told.contains(":\t0x"), "{told}");
+            }
+            ("Evidence", 0) => {
+                let Some(other) = disk_of_a_node(Containerd::V2_1) else { return };
+                lab = other;
+                lab.sh(&format!("mkdir -p /mnt/image /mnt/usb; umask 077; echo '{KEY}' > /tmp/key.pem"));
+                let fill =
+                    |command: &str| command.replace("disk.img", "/var/lib/disk.img").replace("key.pem", "/tmp/key.pem");
+                run(&lab, &block, 0, |command| fill(command).replace(" web ", " app "));
+                let told = lab.sh("dewar verify /mnt/usb/case && dewar inspect /mnt/usb/case --evidence");
+                assert!(told.starts_with("sound") && told.contains("A. Doe") && told.contains("Ed25519 key"), "{told}");
+                lab.sh("umount /mnt/image");
             }
             (heading, nth) => panic!("README.md: nothing runs block {nth} under {heading:?}: {:?}", block.commands),
         }

@@ -9,6 +9,7 @@ use std::{
 
 use serde::Serialize;
 
+mod evidence;
 mod images;
 mod raw;
 
@@ -20,6 +21,7 @@ use super::locate::with_causes;
 use crate::{
     digest::{Digest, Hasher},
     error::{Error, Result},
+    evidence::sign::Trusted,
     interrupt,
     layout::{Layout, untar},
     oci::{
@@ -61,6 +63,11 @@ pub struct Verdict {
 
 /// Verifies a whole layout. `Err` means that it could not be looked at.
 pub fn verify(layout: &Layout) -> Result<Verdict> {
+    verify_trusting(layout, &[])
+}
+
+/// The same; with keys in `trust`, each checkpoint must have a record that one of them signed.
+pub fn verify_trusting(layout: &Layout, trust: &[Trusted]) -> Result<Verdict> {
     let mut walk = Verify::of(layout);
     let index = layout.index()?;
     walk.top(&index);
@@ -76,6 +83,7 @@ pub fn verify(layout: &Layout) -> Result<Verdict> {
         walk.descend(&at, entry, entry.annotations.contains_key(names::IMAGE_OMITTED))?;
     }
     walk.seals(&index);
+    walk.records(&index, trust)?;
     walk.strays()?;
     let Verify { sums, findings, bytes, .. } = walk;
     Ok(Verdict { blobs: sums.len(), bytes, findings: findings.into_iter().collect() })
@@ -105,13 +113,15 @@ struct Verify<'a> {
     accounts: Vec<(String, Account)>,
     /// Names in the tars beside, with the way to the checkpoint that they are of.
     beside: BTreeSet<(String, Vec<u8>)>,
+    /// Acquisition records met.
+    records: Vec<evidence::Met>,
 }
 
 impl<'a> Verify<'a> {
     fn of(layout: &'a Layout) -> Self {
         let (sums, tars, seen, findings) = (HashMap::new(), HashMap::new(), BTreeSet::new(), BTreeSet::new());
-        let (accounts, beside) = (Vec::new(), BTreeSet::new());
-        Self { layout, sums, tars, depth: 0, seen, findings, bytes: 0, accounts, beside }
+        let (accounts, beside, records) = (Vec::new(), BTreeSet::new(), Vec::new());
+        Self { layout, sums, tars, depth: 0, seen, findings, bytes: 0, accounts, beside, records }
     }
 
     fn find(&mut self, at: &str, what: &str) {
@@ -293,6 +303,9 @@ impl<'a> Verify<'a> {
             .document(&descriptor.digest)
             .and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).map_err(|e| Error::malformed(path, e)));
         let Some(manifest) = self.find_if(at, parsed) else { return Ok(()) };
+        if manifest.is_artifact() {
+            return self.artifact(at, descriptor, manifest);
+        }
         let config_at = format!("{at} > config");
         let mut diff_ids = Vec::new();
         if self.blob(&config_at, &manifest.config)?
@@ -448,6 +461,7 @@ fn label(descriptor: &Descriptor) -> String {
         names::RAW_TAR => "raw capture",
         names::VOLATILE => "volatile",
         names::ACCOUNT => "account",
+        _ if descriptor.annotations.contains_key(names::EVIDENCE_OF) => "evidence",
         other if other.contains("layer") => "rw layer",
         _ if descriptor.is_index() => "index",
         _ if descriptor.is_manifest() => "manifest",
