@@ -17,6 +17,7 @@ pub mod oci;
 pub mod pax;
 pub mod proto;
 pub mod record;
+pub mod timeline;
 // Floor 2: stores.
 pub mod containerd;
 pub mod host;

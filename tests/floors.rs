@@ -11,7 +11,7 @@ use std::{
 /// Every module of the library, on its floor.
 const FLOORS: [&[&str]; 5] = [
     &["corrupt", "digest", "error", "id", "interrupt", "name", "tally"],
-    &["bolt", "criu", "idmap", "oci", "pax", "proto", "record"],
+    &["bolt", "criu", "idmap", "oci", "pax", "proto", "record", "timeline"],
     &["containerd", "host", "layout", "runtime", "snapshotter", "sparse", "tree"],
     &["binds", "bundle", "dump", "freeze", "image", "rw"],
     &["job"],
@@ -25,6 +25,8 @@ const NEIGHBOURS: &[(&str, &[&str])] = &[
     // Formats within formats: containerd's encodings stand in bolt buckets.
     ("record", &["bolt"]),
     ("criu", &["proto"]),
+    // Times have one form.
+    ("timeline", &["pax"]),
     // Every store is some host's.
     ("containerd", &["host"]),
     ("runtime", &["host"]),

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, StatxAttributes, StatxFlags};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, StatxAttributes, StatxFlags, StatxTimestamp};
 
 use crate::{
     idmap::IdMap,
@@ -76,6 +76,10 @@ pub struct Meta {
     pub mtime: Time,
     /// Last change of the inode itself.
     pub ctime: Time,
+    /// Last read, as far as the mount keeps that.
+    pub atime: Time,
+    /// When the inode was made, if the filesystem keeps that.
+    pub btime: Option<Time>,
     /// A device's major and minor number.
     pub device: (u32, u32),
     /// How many names it has.
@@ -91,15 +95,18 @@ pub struct Meta {
 impl Meta {
     fn of(fd: &OwnedFd, ids: Option<&IdMap>) -> io::Result<Self> {
         let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-        let stat = fs::statx(fd, "", flags, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID)?;
+        let stat = fs::statx(fd, "", flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID)?;
+        let time = |at: StatxTimestamp| Time { secs: at.tv_sec, nanos: at.tv_nsec };
         Ok(Self {
             kind: kind_of(stat.stx_mode)?,
             mode: u32::from(stat.stx_mode) & 0o7777,
             uid: ids.map_or(stat.stx_uid, |ids| ids.uids.to_container(stat.stx_uid)),
             gid: ids.map_or(stat.stx_gid, |ids| ids.gids.to_container(stat.stx_gid)),
             size: stat.stx_size,
-            mtime: Time { secs: stat.stx_mtime.tv_sec, nanos: stat.stx_mtime.tv_nsec },
-            ctime: Time { secs: stat.stx_ctime.tv_sec, nanos: stat.stx_ctime.tv_nsec },
+            mtime: time(stat.stx_mtime),
+            ctime: time(stat.stx_ctime),
+            atime: time(stat.stx_atime),
+            btime: (stat.stx_mask & StatxFlags::BTIME.bits() != 0).then(|| time(stat.stx_btime)),
             device: (stat.stx_rdev_major, stat.stx_rdev_minor),
             links: stat.stx_nlink,
             id: FileId { dev: (stat.stx_dev_major, stat.stx_dev_minor), ino: stat.stx_ino },
