@@ -2,7 +2,8 @@
 //!
 //! Text that XML cannot hold (control characters, bytes that are no UTF-8) is escaped as [`names`](super::names) has it. A
 //! deletion has `alloc` 0; its `crtime` and `ctime` are those between which it took place. What DFXML has no element for stands
-//! in the namespace `dewar:`: `fate`, `finding` (with its `code`), and before all files the `event`s of the records.
+//! in the namespace `dewar:`: `fate`, `finding` (with its `code`), and behind all files the `event`s of the records, where
+//! the schema has room for them.
 
 use std::fmt::Write as _;
 

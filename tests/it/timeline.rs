@@ -79,7 +79,7 @@ fn records() -> Vec<Record> {
         fields: vec![("pid", "1".into())],
     };
     let entries = all.into_iter().map(|entry| Record::Entry(Box::new(entry)));
-    std::iter::once(Record::Event(event)).chain(entries).collect()
+    entries.chain([Record::Event(event)]).collect()
 }
 
 fn written(name: &str) -> String {
@@ -120,7 +120,7 @@ fn json_lines_are_one_event_each_and_exact() {
         }
         assert!(line["timestamp"].is_i64(), "{line}");
     }
-    let paths: Vec<Vec<u8>> = lines[1..].iter().step_by(4).take(NAMES.len()).map(path_of).collect();
+    let paths: Vec<Vec<u8>> = lines.iter().step_by(4).take(NAMES.len()).map(path_of).collect();
     let right: Vec<_> = NAMES.iter().map(|name| [b"/", *name].concat()).collect();
     assert_eq!(paths, right);
 }

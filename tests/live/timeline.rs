@@ -16,7 +16,7 @@ const INTRUSION: &str = r#"
     echo backdoor > /usr/stomped; touch -d "2001-09-09 01:46:40" /usr/stomped
     cp /bin/busybox /usr/future; touch -d "2037-01-01 00:00:00" /usr/future
     rm /etc/group
-    echo intruder >> /etc/passwd
+    echo intruder >> /etc/passwd; touch -d "1999-01-01 00:00:00" /etc/passwd
     chmod 700 /bin/busybox
     mv /bin/many /bin/moved; echo new > /bin/many
     rm -r /home; mkdir /home; echo note > /home/note
@@ -36,7 +36,7 @@ const PLANTED: &[(&str, &str, &str)] = &[
     ("/bin/moved", "added", ""),
     ("/etc", "changed", ""),
     ("/etc/group", "deleted", ""),
-    ("/etc/passwd", "changed", ""),
+    ("/etc/passwd", "changed", "mtime-before-birth"),
     ("/home", "replaced", ""),
     ("/home/note", "added", ""),
     ("/root", "deleted", ""),
@@ -125,7 +125,7 @@ fn what_was_planted_is_found_and_nothing_else() {
         // A tick, and the clock's own corrections.
         assert!(started["timestamp"].as_i64().unwrap() > created("dewar:containerd:container") - 50_000);
         let odd = told(&lines(&timeline(&lab, &["--format", "jsonl", "--findings"])));
-        assert_eq!(odd.into_keys().collect::<Vec<_>>(), ["/usr/future", "/usr/stomped"]);
+        assert_eq!(odd.into_keys().collect::<Vec<_>>(), ["/etc/passwd", "/usr/future", "/usr/stomped"]);
         lab.sh("mkdir -p /tmp/disk/var/lib /tmp/disk/run; mount --bind /var/lib /tmp/disk/var/lib");
         let ran = lab.dewar(&["--sysroot", "/tmp/disk", "timeline", "c", "--format", "jsonl"]);
         let mut found = told(&lines(&String::from_utf8_lossy(&ran.stdout)));

@@ -6,7 +6,10 @@ use std::io::Read;
 
 use md5::{Digest as _, Md5};
 
-use super::{locate, store::Store};
+use super::{
+    locate::{self, Files},
+    store::Store,
+};
 use crate::{
     containerd::meta::Container,
     digest::Hasher,
@@ -48,7 +51,7 @@ pub struct Outcome {
 /// So many findings are kept to be told in words.
 const MAX_TOLD: usize = 10;
 
-/// Tells `each` record of `container`'s timeline: first its records, then its files, parents first.
+/// Tells `each` record of `container`'s timeline: first its files, parents first, then its records.
 pub fn timeline(
     store: &Store,
     container: &Container,
@@ -56,12 +59,25 @@ pub fn timeline(
     each: &mut dyn FnMut(&Record) -> Result<()>,
 ) -> Result<Outcome> {
     let mut outcome = Outcome::default();
+    match locate::files(store, container) {
+        Ok(files) => inodes(files, container, options, &mut outcome, each)?,
+        Err(e) => outcome.unseen.push(format!("{}: its files are not in the timeline", locate::with_causes(&e))),
+    }
     if !options.only_findings {
         for event in records::events(store, container, options.deleted, &mut outcome.unseen) {
             each(&Record::Event(event))?;
         }
     }
-    let files = locate::files(store, container)?;
+    Ok(outcome)
+}
+
+fn inodes(
+    files: Files,
+    container: &Container,
+    options: Options,
+    outcome: &mut Outcome,
+    each: &mut dyn FnMut(&Record) -> Result<()>,
+) -> Result<()> {
     outcome.unseen.extend(files.findings);
     if let RwLayer::Overlay { lowers, .. } = &files.rw
         && lowers.iter().any(|lower| lower.why_absent().is_some())
@@ -85,7 +101,7 @@ pub fn timeline(
     if summary.unlisted > 0 {
         outcome.unseen.push(format!("{} more that could not be looked at", summary.unlisted));
     }
-    Ok(outcome)
+    Ok(())
 }
 
 impl Outcome {
