@@ -42,6 +42,41 @@ impl From<Vec<u8>> for AnyPath {
     }
 }
 
+/// A text of any bytes as JSON has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct AnyText {
+    /// As text; what is no UTF-8 stands there as `\xff`.
+    pub text: String,
+    /// The bytes in hex, if the text is not they.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hex: Option<String>,
+}
+
+impl AnyText {
+    /// True of one without any byte.
+    pub fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+
+    /// The very bytes; `None` if the hex is none.
+    pub fn to_bytes(&self) -> Option<Vec<u8>> {
+        self.hex.as_ref().map_or_else(|| Some(self.text.clone().into_bytes()), |digits| hex::decode(digits).ok())
+    }
+}
+
+impl From<Vec<u8>> for AnyText {
+    fn from(bytes: Vec<u8>) -> Self {
+        let AnyPath { path: text, path_hex: hex } = bytes.into();
+        Self { text, hex }
+    }
+}
+
+impl From<String> for AnyText {
+    fn from(text: String) -> Self {
+        Self { text, hex: None }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
