@@ -1,6 +1,6 @@
 //! `timeline`: the formats, with names that mean harm, and what the command tells of a store.
 
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
 use dewar::{
     pax::Time,
@@ -8,7 +8,7 @@ use dewar::{
 };
 use serde_json::Value;
 
-use crate::harness::Sandbox;
+use crate::harness::{Sandbox, VERSIONS};
 
 const FORMATS: [&str; 3] = ["bodyfile", "jsonl", "dfxml"];
 
@@ -238,5 +238,34 @@ fn a_time_that_was_set_is_found_and_a_copied_one_is_not() {
         );
         let whole = sandbox.dewar(&["timeline", "web", "--format", format]).exits(1).text();
         assert!(whole.contains("etc/copied"), "{whole}");
+    }
+}
+
+/// Every kind of file, by an overlay and by two trees: what is there now is what the layer adds and changes.
+#[test]
+fn a_timeline_of_any_snapshotter_has_what_diff_lists() {
+    for version in VERSIONS {
+        let Some(sandbox) = Sandbox::rich(version) else { return };
+        for container in ["rich", "flat"] {
+            let name = format!("default/{container}");
+            let listed = sandbox.dewar(&["diff", &name, "--json"]).json();
+            let told = sandbox.dewar(&["timeline", &name, "--format", "jsonl", "--hash"]);
+            let lines: Vec<Value> = told.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            let files: Vec<_> = lines.iter().filter(|line| line["data_type"] == "dewar:file").collect();
+            let is_gone = |line: &&&Value| line["fate"] == "deleted";
+            let paths = |of: &mut dyn Iterator<Item = &Value>| of.map(path_of).collect::<BTreeSet<_>>();
+            let changes = |letters: &[&str]| {
+                let all = listed.as_array().unwrap().iter();
+                paths(&mut all.filter(|change| letters.contains(&change["change"].as_str().unwrap())))
+            };
+            let there = paths(&mut files.iter().filter(|line| !is_gone(line)).copied());
+            let gone = paths(&mut files.iter().filter(is_gone).copied());
+            assert_eq!(there, changes(&["A", "C"]), "{version} {container}");
+            // What an opaque directory hides has no mark of its own.
+            assert!(gone.is_subset(&changes(&["D"])), "{version} {container}: {gone:?}");
+            assert_eq!(gone.is_empty(), container == "flat", "nothing was deleted in it");
+            let hashed = files.iter().filter(|line| line["kind"] == "file" && line["sha256"].is_string()).count();
+            assert_eq!(hashed, files.iter().filter(|line| line["kind"] == "file").count());
+        }
     }
 }
