@@ -21,6 +21,7 @@ pub mod pax;
 pub mod procfs;
 pub mod proto;
 pub mod record;
+pub mod timeline;
 // Floor 2: stores.
 pub mod containerd;
 pub mod host;

@@ -45,7 +45,7 @@ pub enum Type {
 }
 
 /// A moment as the kernel keeps it: `secs` may be negative, `nanos` always counts forward from there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Time {
     /// Whole seconds since 1970.
     pub secs: i64,

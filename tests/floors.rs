@@ -11,7 +11,7 @@ use std::{
 /// Every module of the library, on its floor.
 const FLOORS: [&[&str]; 5] = [
     &["corrupt", "digest", "error", "id", "interrupt", "ledger", "name", "tally"],
-    &["bolt", "criu", "elf", "evidence", "idmap", "oci", "pax", "procfs", "proto", "record"],
+    &["bolt", "criu", "elf", "evidence", "idmap", "oci", "pax", "procfs", "proto", "record", "timeline"],
     &["containerd", "host", "layout", "runtime", "snapshotter", "sparse", "tree"],
     &["binds", "bundle", "dump", "freeze", "image", "raw", "rw", "volatile"],
     &["job"],
@@ -29,6 +29,8 @@ const NEIGHBOURS: &[(&str, &[&str])] = &[
     ("criu", &["proto"]),
     // What was read of a process stands in documents of our own.
     ("oci", &["procfs"]),
+    // Times have one form.
+    ("timeline", &["pax"]),
     // Every store is some host's.
     ("containerd", &["host"]),
     ("runtime", &["host"]),

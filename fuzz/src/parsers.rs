@@ -4,7 +4,7 @@
 use dewar::{
     bolt,
     containerd::meta::MetaDb,
-    criu::{image, rpc},
+    criu::{files, image, memory, rpc},
     elf,
     idmap::{IdMap, Ranges},
     oci, pax, procfs, proto, record,
@@ -39,10 +39,20 @@ fn walk(bucket: &bolt::Bucket<'_>, depth: usize) {
 
 /// CRIU's images and its messages.
 pub fn criu(data: &[u8]) {
-    let kinds =
-        [image::Kind::Inventory, image::Kind::Pstree, image::Kind::Core, image::Kind::Pagemap, image::Kind::Stats];
-    for kind in kinds {
-        drop(image::entries(kind, data));
+    use image::Kind::{Core, Fdinfo, Files, Fs, Ids, Inventory, Mm, Pagemap, Pstree, Remaps, Stats};
+    for kind in [Inventory, Pstree, Core, Pagemap, Stats, Files, Fdinfo, Mm, Ids, Fs, Remaps] {
+        for message in image::entries(kind, data).unwrap_or_default() {
+            open_files(message);
+            let mut bytes = 0_u64;
+            let _ = memory::for_each_mapping(message, |mapping| bytes = bytes.saturating_add(mapping.len()));
+        }
+    }
+    if let Ok(pages) = memory::Pages::read(data) {
+        for address in [0, 4096, 1 << 47, u64::MAX] {
+            if let Some((at, left)) = pages.find(address, 4096) {
+                assert!(left > 0 && at.checked_add(left).is_some());
+            }
+        }
     }
     drop(image::messages::<image::Inventory>(image::Kind::Inventory, data));
     drop(image::messages::<image::Process>(image::Kind::Pstree, data));
@@ -80,6 +90,16 @@ pub fn procfs(data: &[u8]) {
     }
     drop((procfs::net::routes(data), procfs::net::routes6(data), procfs::net::neighbours(data)));
     drop((procfs::net::addresses(data), procfs::net::addresses6(data), procfs::net::interfaces(data)));
+}
+
+/// What is open, in whatever message.
+fn open_files(message: &[u8]) {
+    if let Ok(file) = proto::decode::<files::File>(message) {
+        let _ = (files::kind_name(file.kind), file.unix.map(|unix| unix.local()));
+        let _ = file.inet.map(|inet| (inet.protocol_name(), inet.local(), inet.remote()));
+    }
+    let _ = proto::decode::<files::Descriptor>(message);
+    let _ = proto::decode::<memory::Mm>(message);
 }
 
 /// Documents of OCI images and runtimes.

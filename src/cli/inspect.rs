@@ -3,9 +3,10 @@
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use dewar::{
-    error::Result,
-    job::inspect::{self, Checkpoint},
+    error::{At, Result},
+    job::inspect::{self, Checkpoint, Depth, layer::LayerEntry, process},
     layout::Layout,
+    name::AnyText,
     oci::{account::Account, names},
 };
 
@@ -25,6 +26,15 @@ pub struct Args {
     /// Show the acquisition record, or print one part of it byte for byte
     #[arg(long, value_enum, value_name = "PART", num_args = 0..=1, require_equals = true, default_missing_value = "summary")]
     evidence: Option<Part>,
+    /// Tell of each process what the memory image has: command line, user, open files, sockets, mappings
+    #[arg(long)]
+    processes: bool,
+    /// Tell the environments too, which may hold secrets
+    #[arg(long)]
+    env: bool,
+    /// List the container's own layer instead, with the SHA-256 of each file
+    #[arg(long, conflicts_with_all = ["processes", "env"])]
+    files: bool,
     /// Print JSON; with --evidence: the record's own bytes
     #[arg(long)]
     json: bool,
@@ -37,7 +47,15 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode> {
         let part = if args.json && part == Part::Summary { Part::Record } else { part };
         return evidence::run(&layout, reference, part, out).map(|()| ExitCode::SUCCESS);
     }
-    let all = inspect::inspect(&layout, reference)?;
+    if args.files {
+        return list(args, &layout, out).map(|()| ExitCode::SUCCESS);
+    }
+    let depth = match (args.env, args.processes) {
+        (true, _) => Depth::Environments,
+        (false, true) => Depth::Processes,
+        (false, false) => Depth::Short,
+    };
+    let all = inspect::inspect(&layout, reference, depth)?;
     if args.json {
         render::json(out, &all)?;
     } else {
@@ -120,10 +138,111 @@ fn lacking(account: &Account, out: &mut dyn Write) -> Result<()> {
 }
 
 fn processes(c: &Checkpoint, out: &mut dyn Write) -> Result<()> {
-    for task in c.memory.iter().flat_map(|m| &m.processes) {
-        let line =
-            format!("{:12} {} (parent {}, {} threads) {}", "process", task.pid, task.ppid, task.threads, task.command);
+    if let Some(found) = &c.processes {
+        return details(found, out);
+    }
+    let all = c.memory.as_ref().map_or(&[][..], |memory| &memory.processes);
+    for (depth, task) in process::tree(all, |task| task.pid, |task| task.ppid) {
+        let indent = indent(depth);
+        let line = format!(
+            "{:12} {indent}{} (parent {}, {} threads) {}",
+            "process", task.pid, task.ppid, task.threads, task.command
+        );
         render::print(out, &safe(&line))?;
     }
     Ok(())
+}
+
+/// No terminal shows a deeper tree.
+fn indent(depth: usize) -> String {
+    "  ".repeat(depth.min(40))
+}
+
+/// All that is told of each process, in the order of their tree.
+fn details(found: &process::Processes, out: &mut dyn Write) -> Result<()> {
+    let mut print = |key: &str, text: &str| render::print(out, safe(&format!("{key:12} {text}")).trim_end());
+    for (depth, p) in process::tree(&found.processes, |p| p.pid, |p| p.ppid) {
+        let indent = indent(depth);
+        let user = p.uid.map_or(String::new(), |uid| format!(", user {uid}"));
+        let state = if p.state.is_empty() { String::new() } else { format!(", {}", p.state) };
+        let command = &p.command.text;
+        let threads = p.threads.len();
+        print("process", &format!("{indent}{} (parent {}, {threads} threads{user}{state}) {command}", p.pid, p.ppid))?;
+        let indent = format!("{indent}  ");
+        p.args.iter().try_for_each(|args| print("", &format!("{indent}command line: {}", command_line(args))))?;
+        p.exe.iter().try_for_each(|exe| print("", &format!("{indent}program: {}", exe.text)))?;
+        p.cwd.iter().try_for_each(|cwd| print("", &format!("{indent}directory: {}", cwd.text)))?;
+        // What a program has overwritten with zeros is no variable.
+        for variable in p.environment.iter().flatten().filter(|variable| !variable.is_empty()) {
+            print("", &format!("{indent}environment: {}", variable.text))?;
+        }
+        p.files.iter().try_for_each(|file| print("", &format!("{indent}{}", open_file(file))))?;
+        if p.files_unlisted > 0 {
+            print("", &format!("{indent}{} more open files, not listed", p.files_unlisted))?;
+        }
+        let sums: Vec<_> = p.memory.iter().map(|m| format!("{} {} ({})", m.kind, size(m.size), m.mappings)).collect();
+        print("", &format!("{indent}memory: {}; {} in the image", sums.join(", "), size(p.stored)))?;
+        p.notes.iter().try_for_each(|note| print("", &format!("{indent}not told: {note}")))?;
+    }
+    found.notes.iter().try_for_each(|note| print("not told", note))
+}
+
+/// Words behind the last that says something are zeros with which a program has overwritten its own (setproctitle).
+fn command_line(args: &[AnyText]) -> String {
+    let end = args.iter().rposition(|word| !word.is_empty()).map_or(0, |last| last + 1);
+    args.iter().take(end).map(|word| quoted(&word.text)).collect::<Vec<_>>().join(" ")
+}
+
+/// A word of a command line: quoted where its ends could not be seen.
+fn quoted(word: &str) -> String {
+    let is_plain = !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || c == '\'' || c == '"');
+    if is_plain { word.to_owned() } else { format!("{word:?}") }
+}
+
+fn open_file(file: &process::OpenFile) -> String {
+    let gone = if file.deleted { " (deleted)" } else { "" };
+    let what = match &file.socket {
+        Some(socket) => {
+            let remote = if socket.remote.is_empty() { String::new() } else { format!(" to {}", socket.remote) };
+            let parts = [socket.protocol.as_str(), &socket.kind, &socket.local.text, &socket.state];
+            let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+            format!("{}{remote}", parts.join(" "))
+        }
+        None => file.target.text.clone(),
+    };
+    format!("fd {}: {} {what}{gone}", file.fd, file.kind).trim_end().to_owned()
+}
+
+/// The layer, line by line, or as one JSON array, whose entries are written as they come.
+fn list(args: &Args, layout: &Layout, out: &mut dyn Write) -> Result<()> {
+    let mut written = 0_u64;
+    inspect::files_of(layout, args.reference.as_deref(), &mut |name, entry| {
+        written += 1;
+        if !args.json {
+            return render::print(out, &line(&entry));
+        }
+        let text = serde_json::to_string(&Listed { reference: name, entry }).map_err(std::io::Error::from);
+        let before = if written == 1 { "[" } else { "," };
+        render::print(out, &format!("{before}\n  {}", text.at("write", "stdout")?))
+    })?;
+    if args.json {
+        render::print(out, if written == 0 { "[]" } else { "]" })?;
+    }
+    Ok(())
+}
+
+/// An entry, and whose it is.
+#[derive(serde::Serialize)]
+struct Listed<'a> {
+    #[serde(rename = "ref")]
+    reference: &'a str,
+    #[serde(flatten)]
+    entry: LayerEntry,
+}
+
+/// As `sha256sum` has it, where there is a content.
+fn line(entry: &LayerEntry) -> String {
+    let digest = entry.sha256.as_deref().unwrap_or("-");
+    let bytes = if entry.sha256.is_some() { format!(", {}", size(entry.size)) } else { String::new() };
+    safe(&format!("{digest:64}  {}  ({}{bytes})", entry.path.path, entry.kind))
 }

@@ -27,6 +27,7 @@ mod ls;
 mod progress;
 mod render;
 mod thaw;
+mod timeline;
 mod verify;
 mod whois;
 
@@ -79,6 +80,8 @@ enum Command {
     Verify(verify::Args),
     /// List what a container added, changed and deleted in its image
     Diff(diff::Args),
+    /// Tell when what happened: files, records, image and processes of a container
+    Timeline(timeline::Args),
     /// Check the stores themselves: all that is wrong, and what can still be brought home
     Fsck(fsck::Args),
     /// Say whose a pid, path, snapshot, digest or container is
@@ -183,6 +186,7 @@ impl Cli {
             Command::Inspect(args) => inspect::run(&args, out),
             Command::Verify(args) => verify::run(&args, out),
             Command::Diff(args) => globals.look(|hosts, ns| diff::run(&args, hosts, ns, out)),
+            Command::Timeline(args) => globals.look(|hosts, ns| timeline::run(&args, hosts, ns, out)),
             Command::Fsck(args) => globals.look(|hosts, ns| fsck::run(&args, hosts, ns, out)),
             Command::Whois(args) => globals.look(|hosts, ns| whois::run(&args, hosts, ns, out)),
             Command::Thaw(args) => thaw::run(&args, &Host::default(), out),

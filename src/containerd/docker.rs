@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::meta::Container;
@@ -43,6 +44,10 @@ pub struct Docker {
     pub log: Option<String>,
     /// What the user gave it, and the image.
     pub labels: BTreeMap<String, String>,
+    /// When its task was last started.
+    pub started_at: Option<Timestamp>,
+    /// When its task last ended.
+    pub finished_at: Option<Timestamp>,
     /// The directory of the dockerd that has it.
     pub data_root: PathBuf,
 }
@@ -65,6 +70,7 @@ struct File {
     driver: String,
     log_path: String,
     config: Option<Config>,
+    state: Option<State>,
     image_manifest: Option<Descriptor>,
 }
 
@@ -73,6 +79,13 @@ struct File {
 struct Config {
     image: String,
     labels: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct State {
+    started_at: String,
+    finished_at: String,
 }
 
 #[derive(Deserialize)]
@@ -113,6 +126,7 @@ fn small_file(host: &Host, path: &Path) -> Result<Option<Vec<u8>>> {
 
 fn docker(file: File, data_root: &Path) -> Docker {
     let config = file.config.unwrap_or_default();
+    let state = file.state.unwrap_or_default();
     let manifest = file.image_manifest.and_then(|descriptor| {
         let Descriptor { media_type, digest, size } = descriptor;
         Some(Manifest { digest: digest.parse().ok()?, media_type, size })
@@ -124,8 +138,15 @@ fn docker(file: File, data_root: &Path) -> Docker {
         driver: file.driver,
         log: Some(file.log_path).filter(|path| path.starts_with('/')),
         labels: config.labels.unwrap_or_default(),
+        started_at: moment(&state.started_at),
+        finished_at: moment(&state.finished_at),
         data_root: data_root.to_owned(),
     }
+}
+
+/// Go's year 1 stands for never.
+fn moment(text: &str) -> Option<Timestamp> {
+    text.parse().ok().filter(|at: &Timestamp| at.as_second() > 0)
 }
 
 /// An image's name as containerd's store has it, from what was typed at Docker (distribution `reference/normalize.go`).

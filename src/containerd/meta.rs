@@ -159,7 +159,7 @@ impl MetaDb {
     }
 
     /// Runs `read` on the bucket `v1`.
-    fn with<T>(&self, read: impl FnOnce(Bucket<'_>) -> Result<T, Corrupt>) -> Result<T> {
+    pub(super) fn with<T>(&self, read: impl FnOnce(Bucket<'_>) -> Result<T, Corrupt>) -> Result<T> {
         let open = || {
             let db = self.reading.db(&self.bytes);
             let v1 =
@@ -280,7 +280,7 @@ pub(super) fn explain(host: &Host, error: Error) -> Error {
     error
 }
 
-fn path<'d>(bucket: Bucket<'d>, keys: &[&str]) -> Result<Option<Bucket<'d>>, Corrupt> {
+pub(super) fn path<'d>(bucket: Bucket<'d>, keys: &[&str]) -> Result<Option<Bucket<'d>>, Corrupt> {
     keys.iter().try_fold(Some(bucket), |at, key| at.map_or(Ok(None), |bucket| bucket.bucket(key)))
 }
 

@@ -10,3 +10,4 @@ mod schema;
 pub mod shim;
 pub mod survey;
 pub mod task;
+pub mod times;

@@ -29,6 +29,18 @@ pub enum Kind {
     Mounts,
     /// `stats-dump`.
     Stats,
+    /// `files.img`.
+    Files,
+    /// `fdinfo-<files id>.img`.
+    Fdinfo,
+    /// `mm-<pid>.img`.
+    Mm,
+    /// `ids-<pid>.img`.
+    Ids,
+    /// `fs-<pid>.img`.
+    Fs,
+    /// `remap-fpath.img`.
+    Remaps,
 }
 
 impl Kind {
@@ -40,6 +52,12 @@ impl Kind {
             Self::Pagemap => (Some(COMMON), 0x5608_4025),
             Self::Mounts => (Some(COMMON), 0x5556_3928),
             Self::Stats => (Some(SERVICE), 0x5709_3306),
+            Self::Files => (Some(COMMON), 0x5630_3138),
+            Self::Fdinfo => (Some(COMMON), 0x5621_3732),
+            Self::Mm => (Some(COMMON), 0x5749_2820),
+            Self::Ids => (Some(COMMON), 0x5443_2030),
+            Self::Fs => (Some(COMMON), 0x5140_3912),
+            Self::Remaps => (Some(COMMON), 0x5913_3954),
         }
     }
 }
@@ -186,6 +204,37 @@ pub struct Core {
     /// The task's part.
     #[prost(message, optional, tag = "3")]
     pub task: Option<TaskCore>,
+    /// Which tables of files and so on it has; older images have `ids-<pid>.img` instead.
+    #[prost(message, optional, tag = "4")]
+    pub ids: Option<super::files::Ids>,
+    /// The thread's part.
+    #[prost(message, optional, tag = "5")]
+    pub thread: Option<ThreadCore>,
+}
+
+/// `thread_core_entry`: what we read of it.
+#[derive(Clone, PartialEq, Message)]
+pub struct ThreadCore {
+    /// Whose rights it has.
+    #[prost(message, optional, tag = "10")]
+    pub creds: Option<Creds>,
+}
+
+/// `creds_entry` (`images/creds.proto`): what we read of it.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct Creds {
+    /// Real user.
+    #[prost(uint32, tag = "1")]
+    pub uid: u32,
+    /// Real group.
+    #[prost(uint32, tag = "2")]
+    pub gid: u32,
+    /// Effective user.
+    #[prost(uint32, tag = "3")]
+    pub euid: u32,
+    /// Effective group.
+    #[prost(uint32, tag = "4")]
+    pub egid: u32,
 }
 
 /// `task_core_entry`.
@@ -194,9 +243,9 @@ pub struct TaskCore {
     /// 1 alive, 2 dead, 3 stopped, 6 zombie.
     #[prost(uint32, tag = "1")]
     pub state: u32,
-    /// The command's name.
-    #[prost(string, tag = "6")]
-    pub comm: String,
+    /// The command's name: any bytes, although CRIU calls it a string.
+    #[prost(bytes = "vec", tag = "6")]
+    pub comm: Vec<u8>,
 }
 
 /// `pagemap_entry` (`images/pagemap.proto`).

@@ -219,7 +219,8 @@ fn dockers_init(store: &Store, of: &Container, parent: Option<&SnapshotKey>) -> 
     found.map(Some).ok_or_else(|| Error::NotFound { what: format!("snapshot {key}"), hint: String::new() })
 }
 
-fn log(store: &Store, container: &Container) -> Result<Option<String>> {
+/// Where the container's log is, if its records say so.
+pub fn log(store: &Store, container: &Container) -> Result<Option<String>> {
     let cri = store.extension(&container.name, log::CRI_METADATA)?;
     if let Some(path) = log::path(container, cri.as_deref()) {
         return Ok(Some(path));

@@ -17,6 +17,7 @@ pub mod select;
 pub mod space;
 pub mod store;
 pub mod thaw;
+pub mod timeline;
 pub mod verify;
 pub mod who;
 pub mod whois;

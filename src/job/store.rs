@@ -14,6 +14,7 @@ use crate::{
         docker::{self, Docker},
         images::Images,
         meta::{Container, Image, MetaDb, Origin, Share, SnapshotRecord},
+        times::{Lease, Times},
     },
     digest::Digest,
     error::{Error, Result},
@@ -161,6 +162,16 @@ impl Store {
     /// What a client has added to a container's record under `name`: a protobuf Any, verbatim.
     pub fn extension(&self, who: &ContainerRef, name: &str) -> Result<Option<Vec<u8>>> {
         self.meta.as_ref().map_or(Ok(None), |meta| meta.extension(who, name))
+    }
+
+    /// When the record at `way` of meta.db was made and changed; `None` if there is none.
+    pub fn times(&self, way: &[&str]) -> Result<Option<Times>> {
+        self.meta.as_ref().map_or(Ok(None), |meta| meta.times(way))
+    }
+
+    /// The leases that keep a snapshot, and when they were made.
+    pub fn leases_of(&self, ns: &Namespace, snapshotter: &str, key: &SnapshotKey) -> Result<Vec<Lease>> {
+        self.meta.as_ref().map_or(Ok(Vec::new()), |meta| meta.leases_of(ns, snapshotter, key))
     }
 
     /// The record of the image called exactly `name`.

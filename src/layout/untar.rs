@@ -1,6 +1,7 @@
 //! Reading a layer or another tar blob: decompressed on the fly, every header checked, nothing unpacked.
 
 use std::{
+    fs::File,
     io::{self, BufReader, Read, Seek},
     path::Path,
 };
@@ -36,10 +37,46 @@ pub struct Entry<'a> {
 /// Yields the digest of the plain tar (the diff id). Trailing bytes after the end marker are read and hashed too.
 pub fn walk(path: &Path, mut each: impl FnMut(Entry<'_>) -> io::Result<()>) -> Result<Digest> {
     let mut plain = Hashing { from: plain(path)?, hasher: Hasher::default() };
-    let walked = entries(&mut plain, &mut each).and_then(|()| io::copy(&mut plain, &mut io::sink()));
+    let mut each = |entry: Entry<'_>, _| each(entry);
+    let walked = entries(&mut plain, skip, &mut each).and_then(|()| io::copy(&mut plain, &mut io::sink()));
     interrupt::check()?;
     walked.at("read the tar in", path)?;
     Ok(plain.hasher.finish())
+}
+
+/// The members of the uncompressed tar at `path`: calls `each` with every entry, and where in the file its content begins.
+/// What `each` does not read is not read at all.
+pub fn members(path: &Path, mut each: impl FnMut(Entry<'_>, u64) -> io::Result<()>) -> Result<()> {
+    let file = open_regular(path)?;
+    let len = file.metadata().at("look at", path)?.len();
+    let mut file = Seekable { file: BufReader::new(file), at: 0, len };
+    let walked = entries(&mut file, Seekable::pass, &mut each);
+    interrupt::check()?;
+    walked.at("read the tar in", path)
+}
+
+/// A plain file in which nothing need be read to come past it.
+struct Seekable {
+    file: BufReader<File>,
+    at: u64,
+    len: u64,
+}
+
+impl Read for Seekable {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read(buffer)?;
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+impl Seekable {
+    fn pass(&mut self, n: u64) -> io::Result<()> {
+        let to = self.at.checked_add(n).filter(|&to| to <= self.len).ok_or_else(cut)?;
+        self.file.seek_relative(i64::try_from(n).map_err(io::Error::other)?)?;
+        self.at = to;
+        Ok(())
+    }
 }
 
 fn plain(path: &Path) -> Result<Box<dyn Read>> {
@@ -55,12 +92,18 @@ fn plain(path: &Path) -> Result<Box<dyn Read>> {
     })
 }
 
-fn entries(plain: &mut impl Read, each: &mut dyn FnMut(Entry<'_>) -> io::Result<()>) -> io::Result<()> {
+/// Calls `each` with every entry and where in the stream its content begins; `pass` comes past what was not read.
+fn entries<R: Read>(
+    plain: &mut R,
+    pass: fn(&mut R, u64) -> io::Result<()>,
+    each: &mut dyn FnMut(Entry<'_>, u64) -> io::Result<()>,
+) -> io::Result<()> {
     // Not by the `tar` crate's own loop: it would read an extended header of any size into memory, or else overlook
     // sizes beyond a header's own field.
-    let mut said = Extended::default();
+    let (mut said, mut at) = (Extended::default(), 0_u64);
     while let Some(header) = header(plain)? {
         interrupt::check().map_err(io::Error::other)?;
+        at = at.saturating_add(BLOCK as u64);
         let kind = header.entry_type();
         let size = said.size.filter(|_| !is_extension(kind)).map_or_else(|| header.entry_size(), Ok)?;
         let size = if has_no_content(kind) { 0 } else { size };
@@ -77,10 +120,12 @@ fn entries(plain: &mut impl Read, each: &mut dyn FnMut(Entry<'_>) -> io::Result<
         } else {
             let name = said.name.take().unwrap_or_else(|| header.path_bytes().into_owned());
             said = Extended::default();
-            each(Entry { name, kind, size, content: &mut content })?;
+            each(Entry { name, kind, size, content: &mut content }, at)?;
         }
-        skip(&mut content)?;
-        skip(&mut plain.by_ref().take(padding(size) as u64))?;
+        let left = content.limit();
+        pass(plain, left)?;
+        pass(plain, padding(size) as u64)?;
+        at = at.saturating_add(size).saturating_add(padding(size) as u64);
     }
     Ok(())
 }
@@ -120,9 +165,10 @@ fn extension(content: &mut dyn Read, size: u64) -> io::Result<Vec<u8>> {
     if bytes.len() as u64 == size { Ok(bytes) } else { Err(cut()) }
 }
 
-/// Reads what is left of a part, which must be there.
-fn skip(part: &mut io::Take<impl Read>) -> io::Result<()> {
-    io::copy(part, &mut io::sink())?;
+/// Reads so many bytes, which must be there.
+fn skip(plain: &mut impl Read, n: u64) -> io::Result<()> {
+    let mut part = plain.take(n);
+    io::copy(&mut part, &mut io::sink())?;
     if part.limit() == 0 { Ok(()) } else { Err(cut()) }
 }
 
@@ -292,6 +338,25 @@ mod tests {
             let path = tempfile::NamedTempFile::new().unwrap();
             fs::write(path.path(), &whole[..len]).unwrap();
             assert!(walk(path.path(), |_| Ok(())).is_err(), "cut to {len}");
+        }
+    }
+
+    #[test]
+    fn members_are_found_where_they_stand() {
+        let whole = [extended(b"12 size=700\n", 0, &[7; 700])[..BLOCK * 5].to_vec(), tar()].concat();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), &whole).unwrap();
+        let mut found = Vec::new();
+        members(file.path(), |entry, at| {
+            let at = usize::try_from(at).unwrap();
+            found.push(whole[at..at + usize::try_from(entry.size).unwrap()].to_vec());
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(found, [vec![7; 700], b"1".to_vec(), b"22".to_vec(), b"333".to_vec(), Vec::new()]);
+        for len in (1..whole.len() - 2 * BLOCK).step_by(61).filter(|len| len % BLOCK != 0) {
+            fs::write(file.path(), &whole[..len]).unwrap();
+            assert!(members(file.path(), |_, _| Ok(())).is_err(), "cut to {len}");
         }
     }
 

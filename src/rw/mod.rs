@@ -32,12 +32,14 @@ use crate::{
     tree::{Held, Kind, Listed, Node, Packer, Summary, Why, plain},
 };
 
+mod inodes;
 mod lower;
 mod marks;
 mod seal;
 mod upper;
 mod walk;
 
+pub use inodes::{Seen, inodes};
 pub use seal::{Compression, Layer, seal};
 
 /// A layer as it was while nobody wrote: a plain tar in the staging, to be compressed when the container runs again.

@@ -90,9 +90,9 @@ pub struct Meta {
     pub mtime: Time,
     /// Last change of the inode itself.
     pub ctime: Time,
-    /// Last access.
+    /// Last read, as far as the mount keeps that.
     pub atime: Time,
-    /// Birth; `None` where the file system does not keep it.
+    /// When the inode was made; `None` where the file system does not keep it.
     pub btime: Option<Time>,
     /// A device's major and minor number.
     pub device: (u32, u32),

@@ -311,7 +311,7 @@ fn peak() -> u64 {
 
 fn judge(layout: &Path) -> Option<usize> {
     let layout = Layout::open(layout).ok()?;
-    let _ = inspect::inspect(&layout, None);
+    let _ = inspect::inspect(&layout, None, inspect::Depth::Environments);
     verify::verify(&layout).ok().map(|verdict| verdict.findings.len())
 }
 

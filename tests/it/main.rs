@@ -46,8 +46,9 @@ mod shared;
 mod snapshotters;
 /// Where a host's stores are: config.toml, products' places, another host's file system; several at once.
 mod stores;
-/// `-o x.tar` and `-o -`: the same layout as one plain tar.
 mod tar_form;
+/// `-o x.tar` and `-o -`: the same layout as one plain tar.
+mod timeline; // when what happened, in formats that examiners load
 /// Trees that change, break or lie while they are read.
 mod trouble;
 /// `verify` finds every damage, all at once.

@@ -10,6 +10,7 @@ mod evidence; // nothing is touched: the hash of a disk, the times of every file
 mod exact; // what no other differ keeps: owners, holes, paths, trees without an upperdir
 mod fsck; // the health of nodes, with real accidents; whose a thing is
 mod harness; // Lab: an instance of the lab, as tests see it
+mod inspect; // what a bundle's memory image tells is what procfs told
 mod killed; // killed at any instant, the container runs again
 mod lab; // the lab proves itself: stock tools make the round trip, nothing survives an instance
 mod nodes; // where real configurations put stores; pods of every release, chosen by name
@@ -22,5 +23,6 @@ mod refusal; // what stands in the way is said, and the rest comes home
 mod ruins; // without meta.db, and without more: what lives comes home and comes back
 mod runtimes; // crun, an unknown runtime, a damaged state: frozen and carried, or refused
 mod snapshotters; // containerd's other snapshotters: btrfs, blockfile, erofs
+mod timeline; // when what happened: planted truth, and mactime
 mod tools; // other people's tools open what is written, and show the same files
 mod tree; // all that can be seen of a directory tree, and how two differ

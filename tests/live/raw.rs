@@ -213,7 +213,12 @@ fn what_criu_refuses_is_captured_raw(cgroup: Cgroup) {
     assert!(report["sizes"]["raw"].as_u64().unwrap() < 64 << 20, "64 GiB untouched cost nothing: {report:#}");
     assert!(dewar_ok(&lab, &["verify", "/tmp/layout"]).starts_with("sound"));
     assert!(dewar_ok(&lab, &["inspect", "/tmp/layout"]).contains("raw, NOT restorable: 3 processes"));
-    assert_eq!(dewar_json(&lab, &["inspect", "/tmp/layout", "--json"])[0]["memory"]["restorable"], false);
+    let told = dewar_json(&lab, &["inspect", "/tmp/layout", "--env", "--json"]);
+    assert_eq!(told[0]["memory"]["restorable"], false);
+    let processes = told[0]["processes"]["processes"].as_array().expect("processes");
+    assert_eq!((&told[0]["processes"]["source"], processes.len()), (&"raw".into(), 3));
+    let has = |field: &str, wanted: &str| processes.iter().any(|process| process[field].to_string().contains(wanted));
+    assert!(has("environment", "\"PATH=") && has("files", "LISTEN"), "{:#}", told[0]["processes"]);
     assert!(
         lab.sh(&format!("du -k {} | cut -f1", member(&lab, "memory.raw"))).trim().parse::<u64>().unwrap() < 32 << 10
     );

@@ -5,6 +5,11 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use tar::EntryType;
 
+pub mod layer;
+mod memory;
+pub mod process;
+mod raw;
+
 use crate::{
     criu::image::{self as criu, Core, DumpStats, Kind, Process, Stats},
     error::{Error, Result},
@@ -13,7 +18,6 @@ use crate::{
         account::Account,
         image::{Descriptor, Index},
         names,
-        raw::{MAX_PROCESSES, PROCESSES, Process as RawProcess, Processes},
         runtime::Spec,
     },
     proto::{self, Any},
@@ -49,6 +53,9 @@ pub struct Checkpoint {
     pub files: Option<Files>,
     /// The memory image.
     pub memory: Option<Memory>,
+    /// What the memory image, or a raw capture, holds of each process, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processes: Option<process::Processes>,
     /// What it could not hold; `None` in a checkpoint of another program's.
     pub account: Option<Account>,
 }
@@ -116,25 +123,62 @@ pub struct Task {
 }
 
 /// The checkpoints of a layout, or the one called `wanted` (its name or its digest).
-pub fn inspect(layout: &Layout, wanted: Option<&str>) -> Result<Vec<Checkpoint>> {
+pub fn inspect(layout: &Layout, wanted: Option<&str>, depth: Depth) -> Result<Vec<Checkpoint>> {
     let index = layout.index()?;
-    let mut found = Vec::new();
+    let chosen = chosen(layout, &index, wanted)?;
+    chosen.into_iter().map(|(entry, document)| checkpoint(layout, entry, &document, &index, depth)).collect()
+}
+
+/// How much is told of the processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Depth {
+    /// Their tree.
+    #[default]
+    Short,
+    /// Command lines, open files, sockets, mappings.
+    Processes,
+    /// Environments too, which may hold secrets.
+    Environments,
+}
+
+/// Tells `each` every entry of the rw layers of the checkpoints of a layout, or of the one called `wanted`, with the name of
+/// the checkpoint.
+pub fn files_of(
+    layout: &Layout,
+    wanted: Option<&str>,
+    each: &mut dyn FnMut(&str, layer::LayerEntry) -> Result<()>,
+) -> Result<()> {
+    let index = layout.index()?;
+    for (entry, document) in chosen(layout, &index, wanted)? {
+        let name = entry.name().unwrap_or_default();
+        for member in document.manifests.iter().filter(|member| is_layer(&member.media_type)) {
+            layer::entries(layout, member, &mut |entry| each(name, entry))?;
+        }
+    }
+    Ok(())
+}
+
+fn is_layer(media_type: &str) -> bool {
+    matches!(media_type, names::LAYER_GZIP | names::LAYER_ZSTD | names::LAYER_TAR)
+}
+
+/// The checkpoints of a layout, or the one called `wanted`, which must be there.
+fn chosen<'i>(layout: &Layout, index: &'i Index, wanted: Option<&str>) -> Result<Vec<(&'i Descriptor, Index)>> {
+    let mut all = Vec::new();
     for entry in index.manifests.iter().filter(|entry| entry.is_index()) {
-        let asked = wanted.is_none_or(|w| entry.name() == Some(w) || entry.digest.to_string() == w);
-        if let (true, Some(document)) = (asked, checkpoint_index(layout, entry)?) {
-            found.push(checkpoint(layout, entry, &document, &index)?);
-        }
+        all.extend(checkpoint_index(layout, entry)?.map(|document| (entry, document)));
     }
-    match wanted {
-        Some(wanted) if found.is_empty() => {
-            let names: Vec<_> = inspect(layout, None)?.into_iter().map(|c| c.reference).collect();
-            Err(Error::NotFound {
-                what: format!("checkpoint {wanted:?} in {}", layout.dir().display()),
-                hint: format!("it has: {}", if names.is_empty() { "none".into() } else { names.join(", ") }),
-            })
-        }
-        _ => Ok(found),
+    let Some(wanted) = wanted else { return Ok(all) };
+    let names: Vec<_> = all.iter().map(|(entry, _)| entry.name().unwrap_or_default()).collect();
+    let known = if names.is_empty() { "none".into() } else { names.join(", ") };
+    all.retain(|(entry, _)| entry.name() == Some(wanted) || entry.digest.to_string() == wanted);
+    if all.is_empty() {
+        return Err(Error::NotFound {
+            what: format!("checkpoint {wanted:?} in {}", layout.dir().display()),
+            hint: format!("it has: {known}"),
+        });
     }
+    Ok(all)
 }
 
 /// The entry's document if it is a checkpoint and no image.
@@ -145,7 +189,13 @@ fn checkpoint_index(layout: &Layout, entry: &Descriptor) -> Result<Option<Index>
     Ok(index.annotations.contains_key(names::CHECKPOINT_RUNTIME).then_some(index))
 }
 
-fn checkpoint(layout: &Layout, entry: &Descriptor, document: &Index, whole: &Index) -> Result<Checkpoint> {
+fn checkpoint(
+    layout: &Layout,
+    entry: &Descriptor,
+    document: &Index,
+    whole: &Index,
+    depth: Depth,
+) -> Result<Checkpoint> {
     let of = |map: &BTreeMap<String, String>, key: &str| map.get(key).cloned().unwrap_or_default();
     let image = of(&document.annotations, names::REF_NAME);
     let mut checkpoint = Checkpoint {
@@ -161,7 +211,7 @@ fn checkpoint(layout: &Layout, entry: &Descriptor, document: &Index, whole: &Ind
         ..Checkpoint::default()
     };
     for member in &document.manifests {
-        checkpoint.take(layout, member)?;
+        checkpoint.take(layout, member, depth)?;
     }
     Ok(checkpoint)
 }
@@ -173,7 +223,7 @@ fn container(annotations: &BTreeMap<String, String>) -> String {
 }
 
 impl Checkpoint {
-    fn take(&mut self, layout: &Layout, member: &Descriptor) -> Result<()> {
+    fn take(&mut self, layout: &Layout, member: &Descriptor, depth: Depth) -> Result<()> {
         self.members.push(Member {
             media_type: member.media_type.clone(),
             digest: member.digest.to_string(),
@@ -183,10 +233,20 @@ impl Checkpoint {
         });
         match member.media_type.as_str() {
             names::CRIU_TAR => self.memory = Some(memory(layout, member)?),
-            names::RAW_TAR => self.memory = Some(raw(layout, member)?),
+            names::RAW_TAR => self.memory = Some(raw::memory(layout, member)?),
             names::ACCOUNT => self.account = Some(account(layout, member)?),
             names::CHECKPOINT_CONFIG => self.args = args(layout, member)?,
-            names::LAYER_GZIP | names::LAYER_ZSTD | names::LAYER_TAR => self.files = Some(files(layout, member)?),
+            media_type if is_layer(media_type) => self.files = Some(files(layout, member)?),
+            _ => {}
+        }
+        let environment = depth == Depth::Environments;
+        match member.media_type.as_str() {
+            names::CRIU_TAR if depth > Depth::Short => {
+                self.processes = Some(memory::processes(layout, member, environment)?);
+            }
+            names::RAW_TAR if depth > Depth::Short => {
+                self.processes = Some(raw::processes(layout, member, environment)?);
+            }
             _ => {}
         }
         Ok(())
@@ -254,43 +314,15 @@ fn memory(layout: &Layout, member: &Descriptor) -> Result<Memory> {
     Ok(memory)
 }
 
-/// What a raw capture says of itself.
-fn raw(layout: &Layout, member: &Descriptor) -> Result<Memory> {
-    let path = layout.blob_path(&member.digest);
-    let mut document = None;
-    untar::walk(&path, |entry| {
-        if entry.name == PROCESSES.as_bytes() && entry.size <= MAX_PROCESSES {
-            let mut bytes = Vec::new();
-            entry.content.read_to_end(&mut bytes)?;
-            document = Some(bytes);
-        }
-        Ok(())
-    })?;
-    let document = document.ok_or_else(|| Error::malformed(&path, format!("has no {PROCESSES}")))?;
-    let Processes { processes, .. } = serde_json::from_slice(&document).map_err(|e| Error::malformed(&path, e))?;
-    let pid = |pid: i32| u32::try_from(pid).unwrap_or(0);
-    let task = |p: &RawProcess| Task {
-        pid: pid(p.pid),
-        ppid: pid(p.ppid),
-        threads: p.threads.len(),
-        command: p.comm.text.chars().take(COMM).collect(),
-    };
-    let pages = processes.iter().fold(0, |sum: u64, p| sum.saturating_add(p.memory.stored));
-    let (size, processes) = (member.size, processes.iter().map(task).collect());
-    Ok(Memory { restorable: false, processes, pages, size, stats: None })
-}
-
 fn task(process: Process, commands: &mut BTreeMap<u32, String>) -> Task {
     let command = commands.remove(&process.pid).unwrap_or_default();
     Task { pid: process.pid, ppid: process.ppid, threads: process.threads.len(), command }
 }
 
-/// A command's name has at most 15 bytes (Linux, `TASK_COMM_LEN`).
-const COMM: usize = 15;
-
 fn command(core: &[u8]) -> Option<String> {
     let cores: Vec<Core> = criu::messages(Kind::Core, core).ok()?;
-    cores.into_iter().next()?.task.map(|task| task.comm.chars().take(COMM).collect())
+    let comm = cores.into_iter().next()?.task?.comm;
+    Some(String::from_utf8_lossy(comm.get(..memory::COMM).unwrap_or(&comm)).into_owned())
 }
 
 fn stats(bytes: &[u8]) -> Option<DumpStats> {
