@@ -227,7 +227,7 @@ pub struct Step {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Change {
-    /// What: `freeze`, `parasite`, `network lock`, `marker`, `criu`.
+    /// What: `freeze`, `parasite`, `ptrace`, `network lock`, `marker`, `criu`.
     pub what: String,
     /// On what, and how.
     pub how: String,

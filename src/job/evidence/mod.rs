@@ -175,7 +175,9 @@ impl Scene<'_> {
         [
             (true, "records in the databases and state directories (before the container was held still)"),
             (base, "the base image (before, too: its blobs never change)"),
+            (parts.volatile.is_some(), "sockets, routes, mounts and what else is volatile (beside the next)"),
             (parts.criu.is_some(), "memory, process state and open connections"),
+            (parts.raw.is_some(), "memory and process state as they are (raw: not to be restored)"),
             (parts.layer.is_some(), "the files that the container changed"),
             (mounts, "what is mounted into the container"),
             (log, "the container's log"),
