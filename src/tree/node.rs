@@ -90,8 +90,12 @@ pub struct Meta {
 
 impl Meta {
     fn of(fd: &OwnedFd, ids: Option<&IdMap>) -> io::Result<Self> {
-        let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-        let stat = fs::statx(fd, "", flags, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID)?;
+        Self::at(fd, b"", AtFlags::EMPTY_PATH, ids)
+    }
+
+    fn at(dir: &OwnedFd, name: &[u8], flags: AtFlags, ids: Option<&IdMap>) -> io::Result<Self> {
+        let flags = flags | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        let stat = fs::statx(dir, name, flags, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID)?;
         Ok(Self {
             kind: kind_of(stat.stx_mode)?,
             mode: u32::from(stat.stx_mode) & 0o7777,
@@ -255,6 +259,11 @@ impl Dir {
     /// Its entry `name`, itself and not what it may point to.
     pub fn child(&self, name: &[u8]) -> io::Result<Node> {
         hold_child(&self.fd, name, self.ids.clone())
+    }
+
+    /// What the inode of its entry `name` says, itself and not what it may point to.
+    pub fn look_at(&self, name: &[u8]) -> io::Result<Meta> {
+        Meta::at(&self.fd, name, AtFlags::empty(), self.ids.as_deref())
     }
 
     /// The names in it, sorted bytewise, without `.` and `..`.
