@@ -42,7 +42,7 @@ impl<'b> Drafter<'b> {
     /// Begins one; `before` is done before each file is read.
     pub fn begin(how: Compression, staging: &Staging, before: &'b mut Before<'b>) -> Result<Self> {
         let press = Press::begin(how, staging.blob()?, Hasher::default()).at("compress into", staging.path("blobs"))?;
-        let records = Records::begin(staging.scratch()?).at("write", "the records of a draft")?;
+        let records = Records::begin(staging.scratch()?);
         let (maker, sums) = (Maker::new(press), RandomState::new());
         Ok(Self { maker, records, count: 0, sums, before, entry: None, instant: Time::default() })
     }
@@ -90,7 +90,7 @@ impl Sink for Drafter<'_> {
     fn begin(&mut self, Entry { key, head, body, data }: Entry<'_>) -> Result<()> {
         self.record()?;
         let shape = Shape::of(key, head.len() as u64, body);
-        let stamp = data.map(|meta| Stamp::of(meta, self.instant));
+        let stamp = data.and_then(|meta| Stamp::of(meta, self.instant));
         self.entry = Some((key.to_vec(), self.sums.hash_one(head), shape, stamp));
         self.maker.begin(shape)?;
         self.maker.bytes(head)
@@ -139,8 +139,8 @@ impl Drafted {
     /// Its entries.
     pub fn records(&self) -> Result<Recorded> {
         let mut file = self.records.try_clone().at("read", "the records of a draft")?;
-        let read = file.rewind().and_then(|()| Recorded::read(file, self.count));
-        read.at("read", "the records of a draft")
+        file.rewind().at("read", "the records of a draft")?;
+        Ok(Recorded::read(file, self.count))
     }
 
     /// The keyed sum of a header.
