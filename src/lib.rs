@@ -31,6 +31,7 @@ pub mod snapshotter;
 pub mod sparse;
 pub mod tree;
 // Floor 3: acts.
+pub mod ahead;
 pub mod binds;
 pub mod bundle;
 pub mod dump;

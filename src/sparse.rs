@@ -95,6 +95,12 @@ impl SparseFile {
         Ok(self.file)
     }
 
+    /// Puts all that is written so far into the file.
+    pub fn settle(&mut self) -> io::Result<()> {
+        self.pour()?;
+        self.file.set_len(self.at)
+    }
+
     fn pour(&mut self) -> io::Result<()> {
         let mut rest = self.buffer.as_slice();
         while !rest.is_empty() {

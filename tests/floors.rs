@@ -13,7 +13,7 @@ const FLOORS: [&[&str]; 5] = [
     &["corrupt", "digest", "error", "id", "interrupt", "ledger", "name", "tally"],
     &["bolt", "criu", "elf", "evidence", "idmap", "oci", "pax", "procfs", "proto", "record", "timeline"],
     &["containerd", "host", "layout", "runtime", "snapshotter", "sparse", "tree"],
-    &["binds", "bundle", "dump", "freeze", "image", "raw", "rw", "volatile"],
+    &["ahead", "binds", "bundle", "dump", "freeze", "image", "raw", "rw", "volatile"],
     &["job"],
 ];
 
@@ -42,8 +42,10 @@ const NEIGHBOURS: &[(&str, &[&str])] = &[
     ("dump", &["freeze"]),
     ("raw", &["freeze"]),
     ("volatile", &["freeze"]),
-    ("rw", &["freeze"]),
-    ("binds", &["freeze"]),
+    // What is copied ahead is caught up with while all is held still.
+    ("ahead", &["freeze"]),
+    ("rw", &["ahead", "freeze"]),
+    ("binds", &["ahead", "freeze"]),
     // The committed image has the rw layer on top.
     ("image", &["rw"]),
     // Where the acts' results meet.

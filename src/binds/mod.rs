@@ -7,9 +7,8 @@
 //! [`view`] tells which mount is the one that the spec asked for, [`path`] walks to it, [`log`] takes the container's log.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     ffi::{OsStr, OsString},
-    fs::File,
     io::Write,
     os::unix::ffi::OsStrExt,
     path::Path,
@@ -23,6 +22,7 @@ pub use path::open_in_root;
 use view::{Found, HostView, View};
 
 use crate::{
+    ahead::{self, Compression, Draft, Tar, Watch},
     error::{At, Error, Result},
     freeze::Still,
     host::Host,
@@ -30,11 +30,11 @@ use crate::{
     layout::{Blob, Staging},
     ledger,
     oci::runtime::{Mount, Spec},
-    sparse::each_block,
-    tree::{FileId, Held, Kind, LeftOut, Meta, Node, Packer, Summary, Why, plain},
+    runtime::Task,
+    tree::{FileId, Held, Kind, LeftOut, Meta, Node, Packer, Sink, Summary, Why, plain},
 };
 
-/// One mount as it was while nobody wrote: a plain tar in the staging.
+/// One mount as it was while nobody wrote.
 pub struct Captured {
     /// What was mounted: [`BIND`] or [`TMPFS`].
     pub kind: &'static str,
@@ -42,7 +42,8 @@ pub struct Captured {
     pub destination: String,
     /// What is in it, and what could not be.
     pub summary: Summary,
-    tar: File,
+    /// Its content.
+    pub tar: Tar,
 }
 
 impl Captured {
@@ -100,12 +101,45 @@ const DEV: [&str; 15] = [
 /// So many names stand in one finding.
 const MAX_NAMES: usize = 10;
 
+/// What was copied of bind mounts while the container ran: by number in the spec, with the directory or file it is of.
+#[derive(Default)]
+pub struct Ahead(BTreeMap<usize, (FileId, Draft)>);
+
+/// Copies the bind mounts of a running container, as far as it can be told later what has changed. What cannot be read is
+/// told when it is captured.
+pub fn copy_ahead(host: &Host, task: &Task, spec: &Spec, staging: &Staging) -> Result<Ahead> {
+    let mut all = Ahead::default();
+    let Ok(source) = View::of(host, task, spec).map(Source::Live) else { return Ok(all) };
+    for (i, mount) in spec.mounts.iter().enumerate().filter(|(_, mount)| mount.is_bind()) {
+        interrupt::check()?;
+        let place = &source.places()[i];
+        if place == "/" || covering(source.places(), i).is_some() {
+            continue;
+        }
+        let Ok(Found { node, .. }) = source.find(spec, i) else { continue };
+        if matches!(node.meta.kind, Kind::File | Kind::Directory) && ahead::can_tell(&node) {
+            let watch = Watch { host, task, root: None, everyone: true };
+            let what = What::of(&node, mount, place, staging)?;
+            let draft = Draft::make(Compression::None, staging, &watch, |sink| what.write(sink, false).map(drop))?;
+            all.0.insert(i, (node.meta.id, draft));
+        }
+    }
+    Ok(all)
+}
+
 /// Captures every bind mount of the spec, in its order; and, of a live container whose memory was not dumped
 /// (`is_dumped`), every tmpfs.
 ///
 /// A live container's are read as it has them, so an over-mounted or since-moved source is still right; a stopped one's
 /// from their sources on the host. Its tmpfs went with it.
-pub fn capture(host: &Host, still: &Still, spec: &Spec, is_dumped: bool, staging: &Staging) -> Result<Mounts> {
+pub fn capture(
+    host: &Host,
+    still: &Still,
+    spec: &Spec,
+    is_dumped: bool,
+    mut ahead: Ahead,
+    staging: &Staging,
+) -> Result<Mounts> {
     let mut all = Mounts::default();
     let source = match Source::of(host, still, spec) {
         Ok(source) => source,
@@ -119,7 +153,8 @@ pub fn capture(host: &Host, still: &Still, spec: &Spec, is_dumped: bool, staging
         interrupt::check()?;
         let is_lost_tmpfs = mount.is_tmpfs() && !is_dumped && still.task().is_some();
         if mount.is_bind() || is_lost_tmpfs {
-            all.take(&source, spec, i, staging)?;
+            let draft = ahead.0.remove(&i);
+            all.take(&source, spec, i, draft, staging)?;
         }
     }
     Ok(all)
@@ -186,7 +221,14 @@ impl Source {
 }
 
 impl Mounts {
-    fn take(&mut self, source: &Source, spec: &Spec, i: usize, staging: &Staging) -> Result<()> {
+    fn take(
+        &mut self,
+        source: &Source,
+        spec: &Spec,
+        i: usize,
+        draft: Option<(FileId, Draft)>,
+        staging: &Staging,
+    ) -> Result<()> {
         let (mount, place) = (&spec.mounts[i], &source.places()[i]);
         let name = label(mount);
         if place == "/" {
@@ -217,7 +259,14 @@ impl Mounts {
             return Ok(());
         }
         self.findings.extend(caveat.map(|caveat| format!("{name}: {caveat}")));
-        let mut captured = pack(&node, mount, place, &format!("mount-{i}.tar"), staging)?;
+        let what = What::of(&node, mount, place, staging)?;
+        let kind = if mount.is_bind() { BIND } else { TMPFS };
+        ledger::tree(&name_of(kind, &mount.destination));
+        let (tar, summary) = match draft {
+            Some((id, draft)) if id == node.meta.id => draft.catch_up(staging, |sink| what.write(sink, true))?,
+            _ => ahead::whole(Compression::None, staging, |sink| what.write(sink, true))?,
+        };
+        let mut captured = Captured { kind, destination: mount.destination.clone(), summary, tar };
         self.findings.extend(inner_mounts(&mut captured.summary, source, spec, i));
         self.captured.push(captured);
         Ok(())
@@ -279,25 +328,35 @@ fn inner_mounts(summary: &mut Summary, source: &Source, spec: &Spec, i: usize) -
     })
 }
 
-fn pack(source: &Node, mount: &Mount, place: &OsStr, name: &str, staging: &Staging) -> Result<Captured> {
-    let mut out = staging.sparse(name)?;
-    // A destination that ends in `..` has no last name of its own.
-    let destination = Some(path::clean(&mount.destination)).filter(|d| d != "/").unwrap_or_else(|| place.to_owned());
-    // A mount may hold the layout that is being written: it must not hold itself.
-    let ours = Node::open(&staging.path(".")).at("open", staging.path("."))?.meta.id;
-    let packer = Packer::into_sparse(&mut out, |_| Held::Kept);
-    let kind = if mount.is_bind() { BIND } else { TMPFS };
-    ledger::tree(&name_of(kind, &mount.destination));
-    let summary = write(source, &destination.to_string_lossy(), Some(ours), packer)?;
-    let tar = out.complete()?;
-    Ok(Captured { kind, destination: mount.destination.clone(), summary, tar })
+/// What is to be packed.
+struct What<'w> {
+    source: &'w Node,
+    /// Where the container sees it.
+    destination: OsString,
+    /// A mount may hold the layout that is being written: it must not hold itself.
+    ours: FileId,
+}
+
+impl<'w> What<'w> {
+    fn of(source: &'w Node, mount: &Mount, place: &OsStr, staging: &Staging) -> Result<Self> {
+        // A destination that ends in `..` has no last name of its own.
+        let destination =
+            Some(path::clean(&mount.destination)).filter(|d| d != "/").unwrap_or_else(|| place.to_owned());
+        let ours = Node::open(&staging.path(".")).at("open", staging.path("."))?.meta.id;
+        Ok(Self { source, destination, ours })
+    }
+
+    /// Writes it; `is_final` unless it will be read again.
+    fn write(&self, sink: &mut dyn Sink, is_final: bool) -> Result<Summary> {
+        let packer = Packer::into_sink(sink, |_| Held::Kept);
+        let packer = if is_final { packer } else { packer.untold() };
+        write(self.source, &self.destination.to_string_lossy(), Some(self.ours), packer)
+    }
 }
 
 /// Stores a captured mount as a blob.
-pub fn seal(captured: &Captured, staging: &Staging) -> Result<Blob> {
-    let mut blob = staging.blob()?;
-    each_block(&captured.tar, &captured.name(), |block| blob.write_all(block))?;
-    blob.complete()
+pub fn seal(tar: Tar, staging: &Staging) -> Result<Blob> {
+    tar.store(staging).map(|stored| stored.blob)
 }
 
 /// Writes the content of a mount as a tar stream. `dest` is where the container sees it: a mount that is a single file
@@ -339,14 +398,14 @@ mod tests {
         let layout = Layout::open_or_create(&temp.path().join("layout")).unwrap();
         let staging = layout.stage().unwrap();
         let still = freeze::stopped(&host, None).unwrap();
-        let mounts = capture(&host, &still, &spec, false, &staging).unwrap();
-        let names = |captured: &Captured| {
-            let tar = staging.read_blob(&seal(captured, &staging).unwrap().digest).unwrap();
+        let mounts = capture(&host, &still, &spec, false, Ahead::default(), &staging).unwrap();
+        let names = |captured: Captured| {
+            let tar = staging.read_blob(&seal(captured.tar, &staging).unwrap().digest).unwrap();
             let mut archive = tar::Archive::new(&tar[..]);
             let names = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string());
-            (captured.destination.clone(), names.collect())
+            (captured.destination, names.collect())
         };
-        (mounts.captured.iter().map(names).collect(), mounts.notes, mounts.findings)
+        (mounts.captured.into_iter().map(names).collect(), mounts.notes, mounts.findings)
     }
 
     fn mount(source: &str, destination: &str) -> String {

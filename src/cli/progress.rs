@@ -138,6 +138,7 @@ impl State {
 fn text(stage: Stage) -> &'static str {
     match stage {
         Stage::Image => "copying the base image",
+        Stage::Ahead => "copying files ahead",
         Stage::Freeze => "freezing",
         Stage::Dump => "dumping memory",
         Stage::Files { .. } => "copying files",

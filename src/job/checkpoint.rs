@@ -1,8 +1,8 @@
 //! The main job: a container's spec, image, files and memory, of one moment, into a layout.
 //!
 //! ```text
-//! locate ─ image ─ prepare CRIU │ freeze ─ dump ─ files ─ mounts │ thaw ─ compress ─ index ─ (kill)
-//!          running              │           frozen              │        running again
+//! locate ─ image ─ files ahead ─ CRIU │ freeze ─ dump ─ what changed ─ mounts │ thaw ─ compress ─ index ─ (kill)
+//!             running                  │                frozen                 │         running again
 //! ```
 
 use std::{
@@ -36,7 +36,6 @@ use crate::{
     image::{self, Base, Sources},
     interrupt,
     layout::{Layout, Staging, read},
-    ledger,
     oci::{account::Account, image::Descriptor, names},
     proto::{self, CheckpointOptions},
     raw,
@@ -113,19 +112,17 @@ pub fn checkpoint(
     let base = run.base(&target, layout, &staging)?;
     evidence::begin(options.evidence.as_ref(), &staging)?;
 
+    let ahead = run.ahead(&target, &staging, progress)?;
     let ready = run.start(criu.as_ref(), &target, layout, &staging)?;
 
     progress(Stage::Freeze);
     let still = run.hold(&target)?;
     diary.held(&still, &store.host, &target.container.name);
     let is_asked = ready.is_some();
-    let taken = run.take(ready, &still, &target, &staging, progress)?;
+    let (taken, files) = run.memory_and_files(ready, &still, &target, ahead.files, &staging, progress)?;
     diary.dumped(&still, is_asked, taken.images.as_ref());
     diary.captured(&still, taken.raw.is_some());
-    progress(Stage::Files { held: still.task().is_some() });
-    ledger::tree(evidence::RW_LAYER);
-    let files = target.rw.as_ref().map(|rw| rw::capture(&still, rw, &staging)).transpose()?;
-    let mounts = run.mounts(&still, &target, taken.images.is_some(), &staging)?;
+    let mounts = run.mounts(&still, &target, taken.images.is_some(), ahead.binds, &staging)?;
     still.is_still()?;
     let after = run.after(&target, &taken, files.is_some());
     let released = still.release(after)?;
@@ -277,11 +274,18 @@ impl Run<'_> {
     }
 
     /// What is mounted, if that was asked for; and the log, held at the length it has now.
-    fn mounts(&mut self, still: &Still, target: &Target, is_dumped: bool, staging: &Staging) -> Result<Mounts> {
+    fn mounts(
+        &mut self,
+        still: &Still,
+        target: &Target,
+        is_dumped: bool,
+        ahead: binds::Ahead,
+        staging: &Staging,
+    ) -> Result<Mounts> {
         let mut captured = Vec::new();
         match &target.spec {
             Some(spec) if self.options.binds => {
-                let mounts = binds::capture(&self.store.host, still, spec, is_dumped, staging)?;
+                let mounts = binds::capture(&self.store.host, still, spec, is_dumped, ahead, staging)?;
                 self.notes.extend(mounts.notes);
                 self.findings.extend(mounts.findings);
                 captured = mounts.captured;
@@ -443,14 +447,14 @@ impl Run<'_> {
     }
 
     fn layer(&mut self, files: rw::Captured, staging: &Staging) -> Result<Layer> {
-        let layer = rw::seal(files, self.options.compression, staging)?;
+        let layer = rw::seal(files, staging)?;
         self.note_lost("", "rw layer", &layer.summary);
         Ok(layer)
     }
 
     fn mount(&mut self, captured: binds::Captured, staging: &Staging) -> Result<Bind> {
-        let blob = binds::seal(&captured, staging)?;
         let of = captured.name();
+        let blob = binds::seal(captured.tar, staging)?;
         self.note_lost(&format!("{of}: "), &of, &captured.summary);
         Ok(Bind { kind: captured.kind, destination: captured.destination, blob })
     }

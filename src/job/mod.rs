@@ -1,5 +1,6 @@
 //! Verbs: the order of things, one readable function each.
 
+mod ahead;
 pub mod checkpoint;
 pub mod diff;
 mod documents;

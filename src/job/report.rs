@@ -15,6 +15,8 @@ use crate::{
 pub enum Stage {
     /// Copying the base image; the container runs.
     Image,
+    /// Copying and compressing its files while it runs.
+    Ahead,
     /// The container is being frozen.
     Freeze,
     /// Its memory is being dumped.
@@ -35,7 +37,7 @@ impl Stage {
     /// True where the container is held still.
     pub fn is_held(self) -> bool {
         match self {
-            Self::Image | Self::Freeze => false,
+            Self::Image | Self::Ahead | Self::Freeze => false,
             Self::Dump => true,
             Self::Files { held } | Self::Seal { held } => held,
         }

@@ -1,7 +1,7 @@
 //! Writing a blob: hashed as it passes, synced, and named by its digest once complete.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{self, Write},
     path::PathBuf,
 };
@@ -43,6 +43,12 @@ impl BlobWriter {
     /// Completes the blob if its digest is `expected`; otherwise it leaves nothing and returns `None`.
     pub fn complete_as(self, expected: &Digest) -> Result<Option<Blob>> {
         if self.hasher.clone().finish() == *expected { self.complete().map(Some) } else { Ok(None) }
+    }
+
+    /// What is written so far, to be read while it grows or after it was given up.
+    pub fn so_far(&mut self) -> Result<File> {
+        self.file.settle().at("write into", &self.dir)?;
+        File::open(&self.path).at("read", &self.path)
     }
 
     /// Flushes, syncs and names the blob. Failures are errors like any other: a full disk shows here at the latest.

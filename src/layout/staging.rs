@@ -110,6 +110,11 @@ impl Staging {
         options.read(true).write(true).create_new(true).mode(0o600).open(&path).at("create", path)
     }
 
+    /// A new file in the staging that nobody else can open: it has no name, and is gone with its descriptor.
+    pub fn scratch(&self) -> Result<File> {
+        tempfile::tempfile_in(self.dir.path()).at("write into", self.dir.path())
+    }
+
     /// A new private file in the staging, to be written at once; zeros take no place.
     pub fn sparse(&self, name: &str) -> Result<SparseFile> {
         Ok(SparseFile::new(self.file(name)?, self.path(name)))

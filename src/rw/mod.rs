@@ -23,13 +23,18 @@
 
 use std::{fs::File, io::Write};
 
+pub use crate::ahead::{Compression, Draft};
 use crate::{
+    ahead::{self, Tar, Watch},
     error::{At, Error, Result},
     freeze::Still,
+    host::Host,
     layout::Staging,
-    snapshotter::{Root, RwLayer},
+    pax::Time,
+    runtime::Task,
+    snapshotter::{Driver, Root, RwLayer},
     sparse::SparseFile,
-    tree::{Held, Kind, Listed, Node, Packer, Summary, Why, plain},
+    tree::{Held, Kind, Listed, Node, Packer, Sink, Summary, Why, plain},
 };
 
 mod inodes;
@@ -40,23 +45,111 @@ mod upper;
 mod walk;
 
 pub use inodes::{Seen, inodes};
-pub use seal::{Compression, Layer, seal};
+pub use seal::{Layer, seal};
 
-/// A layer as it was while nobody wrote: a plain tar in the staging, to be compressed when the container runs again.
+/// A layer as it was while nobody wrote, to be stored when the container runs again.
 pub struct Captured {
-    tar: File,
+    tar: Tar,
+    how: Compression,
     /// What no layer can hold, as another tar.
     beside: File,
     summary: Summary,
+    /// How it was before.
+    before: Places,
 }
 
-/// Captures the rw layer while the container is held still.
-pub fn capture(_: &Still, rw: &RwLayer, staging: &Staging) -> Result<Captured> {
-    let (mut out, mut beside) = (staging.sparse("rw.tar")?, staging.sparse("beside.tar")?);
-    let mut packer = Packer::into_sparse(&mut out, judge).with_beside(&mut beside);
-    pack(rw, &mut packer)?;
-    let summary = packer.finish()?;
-    Ok(Captured { tar: out.complete()?, beside: beside.complete()?, summary })
+/// Copies the rw layer of a running container, as far as it can be told later what has changed; `None` where it cannot.
+pub fn copy_ahead(
+    host: &Host,
+    task: &Task,
+    rw: &RwLayer,
+    how: Compression,
+    staging: &Staging,
+) -> Result<Option<Draft>> {
+    let Some(root) = watched(rw)? else { return Ok(None) };
+    let watch = Watch { host, task, root: Some(&root), everyone: false };
+    let draft = Draft::make(how, staging, &watch, |sink| {
+        let mut packer = Packer::into_sink(sink, judge).untold();
+        pack(rw, &mut packer)?;
+        packer.finish().map(drop)
+    })?;
+    Ok(Some(draft))
+}
+
+/// The tree that the container writes to, if its files tell when they are written to. What we have mounted ourselves is
+/// another view of a device, that may be behind; what fuse-overlayfs has not written yet is not there.
+fn watched(rw: &RwLayer) -> Result<Option<Node>> {
+    let root = match rw {
+        RwLayer::Overlay { driver: Driver::Fuse, .. } => return Ok(None),
+        RwLayer::Overlay { upper, .. } => upper,
+        RwLayer::Stacked { overlay, .. } => return watched(overlay),
+        RwLayer::Trees { active, .. } => active,
+        RwLayer::Tree { dir } => dir,
+    };
+    if root.is_mount() || root.why_absent().is_some() {
+        return Ok(None);
+    }
+    let node = Node::open(root).at("open", root.name())?;
+    Ok(ahead::can_tell(&node).then_some(node))
+}
+
+/// Captures the rw layer while the container is held still; of what was copied ahead only what may have changed is read.
+pub fn capture(
+    host: &Host,
+    still: &Still,
+    draft: Option<Draft>,
+    rw: &RwLayer,
+    how: Compression,
+    staging: &Staging,
+) -> Result<Captured> {
+    let mut beside = staging.sparse("beside.tar")?;
+    let before = Places::of(rw);
+    let write = |sink: &mut dyn Sink| {
+        let mut packer = Packer::into_sink(sink, judge).with_beside(&mut beside);
+        pack(rw, &mut packer)?;
+        packer.finish()
+    };
+    let (tar, summary) = match (draft, still.task(), watched(rw)?) {
+        (Some(mut draft), Some(task), Some(root)) => {
+            draft.doubt.look(&Watch { host, task, root: Some(&root), everyone: false })?;
+            draft.catch_up(staging, write)?
+        }
+        _ => ahead::whole(how, staging, write)?,
+    };
+    Ok(Captured { tar, how, beside: beside.complete()?, summary, before })
+}
+
+/// Where CRIU may make a directory for a moment, in the container's own tree, to see what a mount covers (`get_clean_mnt`):
+/// the root and `/tmp`. Nobody else does anything while it dumps.
+#[derive(Debug, PartialEq, Eq)]
+struct Places([Option<(Time, Time)>; 2]);
+
+impl Places {
+    fn of(rw: &RwLayer) -> Self {
+        let root = match rw {
+            RwLayer::Overlay { upper: root, .. }
+            | RwLayer::Trees { active: root, .. }
+            | RwLayer::Tree { dir: root } => Node::open(root).ok(),
+            RwLayer::Stacked { overlay, .. } => return Self::of(overlay),
+        };
+        let times = |node: &Node| (node.meta.mtime, node.meta.ctime);
+        let tmp = root.as_ref().and_then(|root| root.child(b"tmp").ok());
+        Self([root.as_ref().map(times), tmp.as_ref().map(times)])
+    }
+}
+
+impl Captured {
+    /// True if CRIU, which dumped meanwhile, has left no trace that was captured.
+    pub fn is_untouched(&self, rw: &RwLayer) -> bool {
+        self.before == Places::of(rw)
+    }
+
+    /// What it was caught up from, to be captured again: in a new staging file.
+    pub fn into_draft(self, staging: &Staging) -> Result<Option<Draft>> {
+        let beside = staging.path("beside.tar");
+        std::fs::remove_file(&beside).at("remove", beside)?;
+        Ok(self.tar.into_draft())
+    }
 }
 
 /// Files of this prefix are marks of a layer (OCI image spec, layer.md, "Whiteouts").

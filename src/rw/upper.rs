@@ -116,6 +116,11 @@ impl Walk<'_, '_> {
             return self.deleted_by_name(deleted, name, place);
         }
         let path = self.steps.path_to(name);
+        if let Some(dir) = self.steps.dir()
+            && self.packer.stands(dir, name, &path, &self.root)?
+        {
+            return Ok(());
+        }
         let upper = match self.steps.dir().map(|dir| dir.child(name)) {
             Some(Err(e)) if (self.own > 0 || place.names_below()) && e.kind() == io::ErrorKind::NotFound => Ok(None),
             other => other.transpose(),

@@ -11,6 +11,6 @@ pub mod summary;
 pub mod walk;
 
 pub use node::{Dir, FileId, Kind, Meta, Node};
-pub use pack::{Held, Listed, Packer};
+pub use pack::{Entry, Held, Listed, Packer, Sink};
 pub use summary::{LeftOut, Summary, Warning, Why};
 pub use walk::Steps;

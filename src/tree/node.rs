@@ -108,9 +108,13 @@ pub struct Meta {
 
 impl Meta {
     fn of(fd: &OwnedFd, ids: Option<&IdMap>) -> io::Result<Self> {
-        let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        Self::at(fd, b"", AtFlags::EMPTY_PATH, ids)
+    }
+
+    fn at(dir: &OwnedFd, name: &[u8], flags: AtFlags, ids: Option<&IdMap>) -> io::Result<Self> {
+        let flags = flags | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
         let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID;
-        let stat = fs::statx(fd, "", flags, wanted)?;
+        let stat = fs::statx(dir, name, flags, wanted)?;
         let time = |t: fs::StatxTimestamp| Time { secs: t.tv_sec, nanos: t.tv_nsec };
         Ok(Self {
             kind: kind_of(stat.stx_mode)?,
@@ -294,6 +298,11 @@ impl Dir {
     /// Its entry `name`, itself and not what it may point to.
     pub fn child(&self, name: &[u8]) -> io::Result<Node> {
         hold_child(&self.fd, name, self.ids.clone())
+    }
+
+    /// What the inode of its entry `name` says, itself and not what it may point to.
+    pub fn look_at(&self, name: &[u8]) -> io::Result<Meta> {
+        Meta::at(&self.fd, name, AtFlags::empty(), self.ids.as_deref())
     }
 
     /// The names in it, sorted bytewise, without `.` and `..`.

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fs::File, io, io::Write, os::unix::fs::FileExt};
 
 use super::{
-    node::{FileId, Kind, Meta, Node},
+    node::{Dir, FileId, Kind, Meta, Node},
     plain,
     summary::{LeftOut, MAX_PATH, Summary, Warning, Why},
 };
@@ -12,6 +12,7 @@ use crate::{
     interrupt, ledger,
     pax::{self, Header, Time, Type, Xattr},
     sparse::{SparseFile, next_data, next_hole},
+    tally,
 };
 
 /// Content is read in pieces of this size.
@@ -50,9 +51,47 @@ pub struct Listed<'e> {
     pub left_out: Option<&'e Why>,
 }
 
+/// What stands for an entry among its neighbours is no longer than this: a path and a mark.
+pub const MAX_KEY: usize = MAX_PATH + 1024;
+
+/// Stands for the end of the archive: after all that a name can be.
+const END_KEY: &[u8] = &[0xff; 256];
+
+/// An entry before its content.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'e> {
+    /// What stands for it: its path, or that of what it deletes.
+    pub key: &'e [u8],
+    /// Its header.
+    pub head: &'e [u8],
+    /// Length of the content that follows, with the padding.
+    pub body: u64,
+    /// The file that the content is read from.
+    pub data: Option<&'e Meta>,
+}
+
+/// Takes entries and not a mere stream, and may have their content already.
+pub trait Sink {
+    /// True if the content of the file `data`, for the entry `key` that comes next, need not be read; with the padding its
+    /// length is `body`.
+    fn has(&mut self, key: &[u8], data: &Meta, body: u64) -> Result<bool>;
+    /// If all of the entry `key` stands as it was drafted, now that its file is `meta`: its length with header and padding,
+    /// and it is taken. Else nothing has happened.
+    fn stands(&mut self, key: &[u8], meta: &Meta) -> Result<Option<u64>>;
+    /// An entry begins. Its content follows, unless it is had.
+    fn begin(&mut self, entry: Entry<'_>) -> Result<()>;
+    /// Content.
+    fn bytes(&mut self, bytes: &[u8]) -> Result<()>;
+    /// Content that is zeros, which need not have been read.
+    fn zeros(&mut self, len: u64) -> Result<()>;
+    /// The entry at hand is not all that its file is, or may be of two moments.
+    fn distrust(&mut self);
+}
+
 /// Where entries go.
 enum Out<'a> {
     Tar(&'a mut dyn Write),
+    Sink(&'a mut dyn Sink),
     Sparse(&'a mut SparseFile),
     List(&'a mut dyn FnMut(Listed<'_>) -> Result<()>),
 }
@@ -72,6 +111,8 @@ pub struct Packer<'a> {
     buf: Vec<u8>,
     /// Passed over as if it were not there.
     ignored: Option<FileId>,
+    /// The header at hand lacks an attribute.
+    is_lacking: bool,
     summary: Summary,
 }
 
@@ -91,9 +132,25 @@ impl<'a> Packer<'a> {
         Self::into(Out::Sparse(out), judge)
     }
 
+    /// A packer that hands its entries to `sink`.
+    pub fn into_sink(sink: &'a mut dyn Sink, judge: fn(&[u8]) -> Held) -> Self {
+        Self::into(Out::Sink(sink), judge)
+    }
+
     fn into(out: Out<'a>, judge: fn(&[u8]) -> Held) -> Self {
         let (first_names, buf, summary) = (HashMap::new(), vec![0; PIECE], Summary::default());
-        Self { out, judge, beside: None, values: 0, is_told: true, first_names, buf, ignored: None, summary }
+        Self {
+            out,
+            judge,
+            beside: None,
+            values: 0,
+            is_told: true,
+            first_names,
+            buf,
+            ignored: None,
+            is_lacking: false,
+            summary,
+        }
     }
 
     /// The same; what has content, and no place in the tar, goes into a second tar stream: `files/<path>`, and the values
@@ -104,9 +161,14 @@ impl<'a> Packer<'a> {
         Self { beside: Some(Box::new(beside)), ..self }
     }
 
+    /// The same, not accounted for: what it writes is read again.
+    pub fn untold(self) -> Self {
+        Self { is_told: false, ..self }
+    }
+
     /// Ends the archive and hands over the account.
     pub fn finish(mut self) -> Result<Summary> {
-        self.write(&pax::END)?;
+        self.begin(END_KEY, &pax::END, 0, None)?;
         if let Some(beside) = self.beside.take() {
             self.summary.take_beside(beside.finish()?);
         }
@@ -165,6 +227,24 @@ impl<'a> Packer<'a> {
         !is_long && (meta.is_on_mount_of(root) || meta.kind == Kind::Directory)
     }
 
+    /// True if the entry `name` of `dir`, to be written under `path`, is a file that nothing has happened to since it was
+    /// drafted: then it is written. Of an inode with one name the time of its last change covers owner, mode and attributes.
+    pub fn stands(&mut self, dir: &Dir, name: &[u8], path: &[u8], root: &Meta) -> Result<bool> {
+        let Out::Sink(sink) = &mut self.out else { return Ok(false) };
+        let Ok(meta) = dir.look_at(name) else { return Ok(false) };
+        if meta.kind != Kind::File || meta.links != 1 || !meta.is_on_mount_of(root) {
+            return Ok(false);
+        }
+        let Some(len) = sink.stands(path, &meta)? else { return Ok(false) };
+        self.tell(path, &meta);
+        interrupt::check()?;
+        tally::file();
+        self.summary.files += 1;
+        self.summary.bytes += meta.size;
+        self.summary.written += len;
+        Ok(true)
+    }
+
     /// Writes `node` under `path`; false if it could not, which is noted.
     pub fn entry(&mut self, path: &[u8], node: &Node) -> Result<bool> {
         self.entry_from(path, node, node)
@@ -184,6 +264,7 @@ impl<'a> Packer<'a> {
         existed: impl FnOnce() -> bool,
     ) -> Result<bool> {
         interrupt::check()?;
+        tally::file();
         let is_written = self.write_entry(path, node, data)?;
         let left_out = (node.meta.kind == Kind::Socket).then_some(&Why::Socket);
         if let (Out::List(each), true) = (&mut self.out, is_written || left_out.is_some()) {
@@ -196,7 +277,7 @@ impl<'a> Packer<'a> {
         let has_names = node.meta.links > 1 && node.meta.kind != Kind::Directory;
         if has_names && let Some(first) = self.first_names.get(&node.meta.id).cloned() {
             self.summary.hard_links += 1;
-            self.header(path, node, Type::HardLink, &first)?;
+            self.header(path, node, Type::HardLink, &first, None)?;
             return Ok(true);
         }
         let is_written = match node.meta.kind {
@@ -216,12 +297,16 @@ impl<'a> Packer<'a> {
         if let Out::List(each) = &mut self.out {
             each(Listed { path, meta: None, existed: true, left_out: None })?;
         }
-        self.mark(mark)
+        self.mark_for(path, mark)
     }
 
     /// Writes an empty file that belongs to nobody: the form of a layer's marks (OCI image spec, layer.md, "Whiteouts").
     pub fn mark(&mut self, path: &[u8]) -> Result<()> {
-        self.write(&plain_file(path).encode())
+        self.mark_for(path, path)
+    }
+
+    fn mark_for(&mut self, key: &[u8], path: &[u8]) -> Result<()> {
+        self.begin(key, &plain_file(path).encode(), 0, None)
     }
 
     /// What needs a header only.
@@ -237,7 +322,7 @@ impl<'a> Packer<'a> {
             }
         };
         *count += 1;
-        self.header(path, node, kind, b"")?;
+        self.header(path, node, kind, b"", None)?;
         Ok(true)
     }
 
@@ -245,7 +330,7 @@ impl<'a> Packer<'a> {
         match node.target() {
             Ok(target) => {
                 self.summary.symlinks += 1;
-                self.header(path, node, Type::Symlink, &target)?;
+                self.header(path, node, Type::Symlink, &target, None)?;
                 Ok(true)
             }
             Err(e) => self.unreadable(path, node, &e),
@@ -259,20 +344,38 @@ impl<'a> Packer<'a> {
             self.summary.bytes += node.meta.size;
             return Ok(true);
         }
-        let file = match data.data() {
-            Ok(file) => file,
-            Err(e) => return self.unreadable(path, node, &e),
+        let padding = pax::padding(node.meta.size) as u64;
+        let is_had = match &mut self.out {
+            Out::Sink(sink) => sink.has(path, &data.meta, node.meta.size + padding)?,
+            _ => false,
+        };
+        let file = match if is_had { None } else { Some(data.data()) } {
+            Some(Err(e)) => return self.unreadable(path, node, &e),
+            Some(Ok(file)) => Some(file),
+            None => None,
         };
         self.summary.files += 1;
         self.summary.bytes += node.meta.size;
-        self.header(path, node, Type::File, b"")?;
+        self.header(path, node, Type::File, b"", Some(&data.meta))?;
+        let Some(file) = file else {
+            self.summary.written += node.meta.size + padding;
+            return Ok(true);
+        };
         self.content(path, node.meta.size, &file)?;
-        self.write_zeros(pax::padding(node.meta.size) as u64)?;
+        self.write_zeros(padding)?;
         let is_same = |now: Meta| now.size == data.meta.size && now.mtime == data.meta.mtime;
         if !data.meta_now().is_ok_and(is_same) {
-            self.warn(path, "changed while it was read; what is stored may be of two moments");
+            self.distrusted(path, "changed while it was read; what is stored may be of two moments");
         }
         Ok(true)
+    }
+
+    /// Warns of content that is not as it should be.
+    fn distrusted(&mut self, path: &[u8], what: impl Into<String>) {
+        if let Out::Sink(sink) = &mut self.out {
+            sink.distrust();
+        }
+        self.warn(path, what);
     }
 
     fn unreadable(&mut self, path: &[u8], node: &Node, e: &io::Error) -> Result<bool> {
@@ -280,7 +383,7 @@ impl<'a> Packer<'a> {
         Ok(false)
     }
 
-    fn header(&mut self, path: &[u8], node: &Node, kind: Type, link: &[u8]) -> Result<()> {
+    fn header(&mut self, path: &[u8], node: &Node, kind: Type, link: &[u8], data: Option<&Meta>) -> Result<()> {
         if matches!(self.out, Out::List(_)) {
             return Ok(());
         }
@@ -294,11 +397,16 @@ impl<'a> Packer<'a> {
         if kind == Type::Directory && !name.ends_with(b"/") {
             name.push(b'/');
         }
-        if self.is_told && ledger::takes_entries() {
-            ledger::entry(&name, node.meta.told());
-        }
+        self.tell(&name, &node.meta);
         let header = Header { kind, path: &name, link, mode, uid, gid, size, mtime, device, xattrs: &xattrs };
-        self.write(&header.encode())
+        self.begin(path, &header.encode(), size + pax::padding(size) as u64, data)
+    }
+
+    /// Accounts for what was read.
+    fn tell(&self, path: &[u8], meta: &Meta) {
+        if self.is_told && ledger::takes_entries() {
+            ledger::entry(path, meta.told());
+        }
     }
 
     /// The attributes to be written; those that are not are noted, once for each inode.
@@ -306,10 +414,12 @@ impl<'a> Packer<'a> {
         let (kept, lost) = match self.choose_xattrs(node) {
             Ok(chosen) => chosen,
             Err(e) => {
+                self.is_lacking = true;
                 self.warn(path, format!("its extended attributes could not be read: {e}"));
                 return Ok(Vec::new());
             }
         };
+        self.is_lacking = !lost.is_empty();
         for why in lost.into_iter().filter(|_| notes) {
             self.xattr_beside(path, node, why)?;
         }
@@ -368,7 +478,7 @@ impl<'a> Packer<'a> {
             while at < end {
                 let done = self.piece(path, file, at, end, &mut bad)?;
                 if done == 0 {
-                    self.warn(path, format!("ends after {at} of {size} bytes; the rest is stored as zeros"));
+                    self.distrusted(path, format!("ends after {at} of {size} bytes; the rest is stored as zeros"));
                     return self.write_zeros(size - at);
                 }
                 at += done;
@@ -397,15 +507,22 @@ impl<'a> Packer<'a> {
     fn bad_piece(&mut self, path: &[u8], at: u64, end: u64, bad: &mut u32, e: &io::Error) -> Result<u64> {
         *bad += 1;
         let len = if *bad > MAX_BAD_PIECES { end - at } else { (BAD_PIECE - at % BAD_PIECE).min(end - at) };
-        self.warn(path, format!("unreadable at byte {at}: {e}; {len} bytes are stored as zeros"));
+        self.distrusted(path, format!("unreadable at byte {at}: {e}; {len} bytes are stored as zeros"));
         self.write_zeros(len)?;
         Ok(len)
     }
 
     fn write_zeros(&mut self, mut len: u64) -> Result<()> {
-        if let Out::Sparse(out) = &mut self.out {
-            self.summary.written += len;
-            return out.skip(len).at("write", "the tar stream");
+        match &mut self.out {
+            Out::Sparse(out) => {
+                self.summary.written += len;
+                return out.skip(len).at("write", "the tar stream");
+            }
+            Out::Sink(sink) => {
+                self.summary.written += len;
+                return sink.zeros(len);
+            }
+            _ => {}
         }
         while len > 0 {
             interrupt::check()?;
@@ -416,10 +533,28 @@ impl<'a> Packer<'a> {
         Ok(())
     }
 
+    /// An entry's header; content of this length, read from `data`, follows it.
+    fn begin(&mut self, key: &[u8], head: &[u8], body: u64, data: Option<&Meta>) -> Result<()> {
+        let is_lacking = std::mem::take(&mut self.is_lacking);
+        if let Out::Sink(sink) = &mut self.out {
+            self.summary.written += head.len() as u64;
+            sink.begin(Entry { key, head, body, data })?;
+            if is_lacking {
+                sink.distrust();
+            }
+            return Ok(());
+        }
+        self.write(head)
+    }
+
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let written = match &mut self.out {
             Out::Tar(out) => out.write_all(bytes),
             Out::Sparse(out) => out.write_all(bytes),
+            Out::Sink(sink) => {
+                self.summary.written += bytes.len() as u64;
+                return sink.bytes(bytes);
+            }
             Out::List(_) => return Ok(()),
         };
         self.summary.written += bytes.len() as u64;

@@ -44,6 +44,11 @@ fn visit(
     refuse: fn(&[u8]) -> Option<Why>,
 ) -> Result<()> {
     let path = steps.path_to(name);
+    if let Some(dir) = steps.dir()
+        && packer.stands(dir, name, &path, root)?
+    {
+        return Ok(());
+    }
     let Some(node) = steps.dir().and_then(|dir| find(packer, dir, &path, name)) else { return Ok(()) };
     if let Some(why) = refuse(&path) {
         return packer.keep_beside(&path, &node, &node, why);

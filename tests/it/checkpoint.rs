@@ -8,7 +8,7 @@ use std::{
     os::unix::{fs::PermissionsExt, net::UnixListener},
 };
 
-use flate2::read::GzDecoder;
+use flate2::read::MultiGzDecoder;
 use serde_json::{Value, json};
 
 use crate::harness::{
@@ -26,7 +26,7 @@ fn record<'v>(expected: &'v Value, id: &str) -> &'v Value {
 
 /// Names and contents of the regular files in a gzip layer.
 fn files(layer: &[u8]) -> BTreeMap<String, String> {
-    let mut archive = tar::Archive::new(GzDecoder::new(layer));
+    let mut archive = tar::Archive::new(MultiGzDecoder::new(layer));
     let entries = archive.entries().unwrap().map(Result::unwrap);
     let regular = entries.filter(|entry| entry.header().entry_type().is_file());
     regular
@@ -137,7 +137,7 @@ impl Applied {
 
     /// OCI image spec, layer.md, "Applying changesets".
     fn apply(&mut self, layer: &[u8]) {
-        let mut archive = tar::Archive::new(GzDecoder::new(layer));
+        let mut archive = tar::Archive::new(MultiGzDecoder::new(layer));
         let mut fresh = Vec::new();
         for entry in archive.entries().unwrap() {
             let mut entry = entry.unwrap();

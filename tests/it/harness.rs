@@ -39,7 +39,7 @@ pub fn bolt(name: &str) -> Vec<u8> {
     use std::io::Read;
     let file = fs::File::open(fixture(&format!("bolt/{name}.db.gz"))).unwrap();
     let mut bytes = Vec::new();
-    flate2::read::GzDecoder::new(file).read_to_end(&mut bytes).unwrap();
+    flate2::read::MultiGzDecoder::new(file).read_to_end(&mut bytes).unwrap();
     bytes
 }
 

@@ -224,7 +224,7 @@ fn tars() {
     cuts("gzip layer", &gzip, 1000, walk);
     flips("gzip layer", &gzip, 500, walk);
     let mut plain = Vec::new();
-    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(gzip.as_slice()), &mut plain).unwrap();
+    std::io::Read::read_to_end(&mut flate2::read::MultiGzDecoder::new(gzip.as_slice()), &mut plain).unwrap();
     cuts("plain layer", &plain, 500, walk);
     flips("plain layer", &plain, 700, walk);
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, io::Read, path::Path};
 
-use flate2::read::GzDecoder;
+use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 
 use crate::harness::{Sandbox, blob, document, entry, expected, index, json};
@@ -36,7 +36,7 @@ fn discarded() -> (Sandbox, Vec<Vec<u8>>) {
 
 /// Names and contents in a gzip layer.
 fn content(layer: &[u8]) -> BTreeSet<(Vec<u8>, Vec<u8>)> {
-    let mut archive = tar::Archive::new(GzDecoder::new(layer));
+    let mut archive = tar::Archive::new(MultiGzDecoder::new(layer));
     let entries = archive.entries().unwrap().map(Result::unwrap);
     let read = |mut entry: tar::Entry<'_, _>| {
         let mut bytes = Vec::new();

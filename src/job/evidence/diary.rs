@@ -48,6 +48,7 @@ impl Diary {
     pub fn stage(&self, stage: Stage) {
         self.step(match stage {
             Stage::Image => "the base image is copied; the container runs",
+            Stage::Ahead => "files are copied ahead; the container runs",
             Stage::Freeze => "the container is to be held still",
             Stage::Dump => "memory and process state are dumped by CRIU",
             Stage::Files { held: true } => "files are copied; the container is frozen",

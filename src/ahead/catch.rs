@@ -1,0 +1,296 @@
+//! Catching up: the layer as it is while nobody writes, told as what it has in common with the draft, and what is new.
+//!
+//! ```text
+//! s u64                        so many entries are as they were drafted
+//! k u64                        so many entries of the draft are no more
+//! e u8 u32 header u64          an entry: whether a segment may end before it, its header, the length of its content
+//!   c                          its content is that of the draft's next entry, of which nothing else is kept
+//!   d u32 bytes   z u64        or these bytes, and so many zeros, by turns
+//! ```
+//! Numbers are little-endian. The draft's entries are in the order in which they are met again, so both are read once.
+
+use std::{
+    cmp::Ordering,
+    fs::File,
+    io::{self, BufReader, BufWriter, Read, Seek, Write},
+};
+
+use super::{
+    cut::{SEGMENT, Shape},
+    doubt::Doubt,
+    draft::Drafted,
+    make::{Made, Maker},
+    record::{Record, Recorded},
+};
+use crate::{
+    error::{At, Error, Result},
+    layout::Staging,
+    pax::MAX_RECORDS,
+    tree::{Entry, Meta, Sink},
+};
+
+/// A header with all its records is no longer.
+const MAX_HEAD: usize = 2 * MAX_RECORDS;
+
+/// Takes the entries of a layer of which there is a draft.
+pub struct Catcher<'d> {
+    draft: &'d Drafted,
+    doubt: &'d Doubt,
+    recorded: Recorded,
+    /// The draft's entry that was not met yet.
+    next: Option<Record>,
+    /// The content of the entry that comes is that of `next`.
+    is_had: bool,
+    /// How many of a kind there were in a row: of those that stayed, and of those that are no more.
+    run: (u8, u64),
+    out: BufWriter<File>,
+}
+
+const SAME: u8 = b's';
+const GONE: u8 = b'k';
+
+impl<'d> Catcher<'d> {
+    /// Begins to; what `doubt` tells of is read again.
+    pub fn begin(draft: &'d Drafted, doubt: &'d Doubt, staging: &Staging) -> Result<Self> {
+        let mut recorded = draft.records()?;
+        let next = recorded.next().at("read", "the records of a draft")?;
+        let out = BufWriter::with_capacity(1 << 20, staging.scratch()?);
+        Ok(Self { draft, doubt, recorded, next, is_had: false, run: (SAME, 0), out })
+    }
+
+    /// All entries are in.
+    pub fn finish(mut self) -> Result<Caught> {
+        self.flush().at("write", "what changed")?;
+        let file = self.out.into_inner().map_err(io::IntoInnerError::into_error).at("write", "what changed")?;
+        Ok(Caught { file })
+    }
+
+    fn step(&mut self) -> Result<()> {
+        self.next = self.recorded.next().at("read", "the records of a draft")?;
+        Ok(())
+    }
+
+    /// Passes over what the draft has before `key`.
+    fn seek(&mut self, key: &[u8]) -> Result<bool> {
+        while let Some(record) = &self.next {
+            match order(&record.path, key) {
+                Ordering::Less => {
+                    self.count(GONE)?;
+                    self.step()?;
+                }
+                found => return Ok(found == Ordering::Equal),
+            }
+        }
+        Ok(false)
+    }
+
+    fn count(&mut self, kind: u8) -> Result<()> {
+        if self.run.0 != kind {
+            self.flush().at("write", "what changed")?;
+            self.run.0 = kind;
+        }
+        self.run.1 += 1;
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.run.1 > 0 {
+            self.out.write_all(&[self.run.0])?;
+            self.out.write_all(&self.run.1.to_le_bytes())?;
+        }
+        self.run.1 = 0;
+        Ok(())
+    }
+
+    fn entry(&mut self, shape: Shape, head: &[u8], is_had: bool) -> io::Result<()> {
+        self.flush()?;
+        self.out.write_all(&[b'e', u8::from(shape.may_cut)])?;
+        self.out.write_all(&u32::try_from(head.len()).map_err(io::Error::other)?.to_le_bytes())?;
+        self.out.write_all(head)?;
+        self.out.write_all(&shape.body.to_le_bytes())?;
+        if is_had { self.out.write_all(b"c") } else { Ok(()) }
+    }
+
+    fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.out.write_all(b"d")?;
+        self.out.write_all(&u32::try_from(bytes.len()).map_err(io::Error::other)?.to_le_bytes())?;
+        self.out.write_all(bytes)
+    }
+
+    fn hole(&mut self, len: u64) -> io::Result<()> {
+        self.out.write_all(b"z")?;
+        self.out.write_all(&len.to_le_bytes())
+    }
+}
+
+/// The order in which a tree is walked: `/` before all that a name may hold.
+fn order(one: &[u8], other: &[u8]) -> Ordering {
+    // As a rule.
+    if one == other {
+        return Ordering::Equal;
+    }
+    let rank = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
+    one.iter().map(rank).cmp(other.iter().map(rank))
+}
+
+impl Sink for Catcher<'_> {
+    fn has(&mut self, key: &[u8], data: &Meta, body: u64) -> Result<bool> {
+        let is_met = self.seek(key)?;
+        let record = self.next.as_ref().filter(|record| is_met && record.shape.body == body);
+        let stamp = record.and_then(|record| record.stamp.as_ref());
+        self.is_had = stamp.is_some_and(|stamp| stamp.is_of(data) && !self.doubt.is_about(data));
+        Ok(self.is_had)
+    }
+
+    fn stands(&mut self, key: &[u8], meta: &Meta) -> Result<Option<u64>> {
+        if !self.seek(key)? {
+            return Ok(None);
+        }
+        let found = self.next.as_ref().and_then(|record| Some((record.stamp?, record.shape)));
+        let Some((_, shape)) = found.filter(|(stamp, _)| stamp.is_of(meta) && !self.doubt.is_about(meta)) else {
+            return Ok(None);
+        };
+        self.count(SAME)?;
+        self.step()?;
+        Ok(Some(shape.len()))
+    }
+
+    fn begin(&mut self, Entry { key, head, body, .. }: Entry<'_>) -> Result<()> {
+        let is_had = std::mem::take(&mut self.is_had);
+        let shape = Shape::of(key, head.len() as u64, body);
+        let is_met = self.seek(key)?;
+        let record = self.next.as_ref().filter(|_| is_met);
+        let has_body = body == 0 || is_had;
+        if has_body && record.is_some_and(|record| record.shape == shape && record.sum == self.draft.sum(head)) {
+            self.count(SAME)?;
+            return self.step();
+        }
+        self.entry(shape, head, is_had).at("write", "what changed")?;
+        if is_had { self.step() } else { Ok(()) }
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        self.data(bytes).at("write", "what changed")
+    }
+
+    fn zeros(&mut self, len: u64) -> Result<()> {
+        if len > 0 { self.hole(len).at("write", "what changed") } else { Ok(()) }
+    }
+
+    fn distrust(&mut self) {}
+}
+
+/// A layer of one moment, told by its draft.
+pub struct Caught {
+    file: File,
+}
+
+impl Caught {
+    /// How much had to be noted.
+    #[cfg(test)]
+    pub fn len(&self) -> u64 {
+        self.file.metadata().map_or(0, |meta| meta.len())
+    }
+
+    /// Makes the layer of it.
+    pub fn make(self, draft: &mut Drafted) -> Result<Made> {
+        let mut told = self.file;
+        let mut recorded = draft.records()?;
+        told.rewind().at("read", "what changed")?;
+        let mut reader = Reader { from: BufReader::with_capacity(1 << 18, told), at: 0 };
+        let mut maker = Maker::from_draft(draft);
+        while reader.step(&mut recorded, &mut maker)? {}
+        maker.finish()
+    }
+}
+
+struct Reader {
+    from: BufReader<File>,
+    /// How much of the draft was passed.
+    at: u64,
+}
+
+impl Reader {
+    /// False at the end.
+    fn step(&mut self, recorded: &mut Recorded, maker: &mut Maker) -> Result<bool> {
+        let mut tag = [0];
+        if self.from.read(&mut tag).at("read", "what changed")? == 0 {
+            return Ok(false);
+        }
+        match tag[0] {
+            SAME => {
+                for _ in 0..self.u64()? {
+                    let shape = next(recorded)?.shape;
+                    maker.begin(shape)?;
+                    maker.drafted(self.at, shape.len())?;
+                    self.at += shape.len();
+                }
+            }
+            GONE => {
+                for _ in 0..self.u64()? {
+                    self.at += next(recorded)?.shape.len();
+                }
+            }
+            b'e' => self.entry(maker)?,
+            b'c' => {
+                let shape = next(recorded)?.shape;
+                maker.drafted(self.at + shape.head, shape.body)?;
+                self.at += shape.len();
+            }
+            b'd' => {
+                let len = self.u32()?;
+                maker.bytes(&self.take(len as usize, SEGMENT as usize)?)?;
+            }
+            b'z' => maker.zeros(self.u64()?)?,
+            _ => return Err(Error::malformed("what changed", "is damaged")),
+        }
+        Ok(true)
+    }
+
+    fn entry(&mut self, maker: &mut Maker) -> Result<()> {
+        let may_cut = self.take(1, 1)? == [1];
+        let len = self.u32()?;
+        let head = self.take(len as usize, MAX_HEAD)?;
+        let body = self.u64()?;
+        maker.begin(Shape { may_cut, head: head.len() as u64, body })?;
+        maker.bytes(&head)
+    }
+
+    fn take(&mut self, len: usize, most: usize) -> Result<Vec<u8>> {
+        if len > most {
+            return Err(Error::malformed("what changed", "is damaged"));
+        }
+        let mut bytes = vec![0; len];
+        self.from.read_exact(&mut bytes).at("read", "what changed")?;
+        Ok(bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64> {
+        let mut bytes = [0; 8];
+        self.from.read_exact(&mut bytes).at("read", "what changed")?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn u32(&mut self) -> Result<u32> {
+        let mut bytes = [0; 4];
+        self.from.read_exact(&mut bytes).at("read", "what changed")?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+}
+
+fn next(recorded: &mut Recorded) -> Result<Record> {
+    let record = recorded.next().at("read", "the records of a draft")?;
+    record.ok_or_else(|| Error::malformed("the records of a draft", "end too soon"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_in_the_order_of_a_walk() {
+        let mut paths = ["a.b", "a/x", "a", "a b", "a/x/y", "b", "a/b"];
+        paths.sort_by(|a, b| order(a.as_bytes(), b.as_bytes()));
+        assert_eq!(paths, ["a", "a/b", "a/x", "a/x/y", "a b", "a.b", "b"]);
+    }
+}

@@ -1,0 +1,226 @@
+//! The layer as it is while the container runs: compressed already, with a record of each entry.
+
+use std::{
+    fs::File,
+    hash::{BuildHasher, RandomState},
+    io::{self, Seek},
+    os::unix::fs::FileExt,
+    time::SystemTime,
+};
+
+use super::{
+    cut::Shape,
+    make::{Made, Maker},
+    press::{Codec, Compression, End, Job, Press, Pressed},
+    record::{Recorded, Records, Stamp},
+};
+use crate::{
+    digest::Hasher,
+    error::{At, Error, Result},
+    layout::{BlobWriter, Staging},
+    pax::Time,
+    tree::{Entry, Meta, Sink},
+};
+
+/// What is done before a file is read while its container runs.
+pub type Before<'b> = dyn FnMut() -> Result<()> + 'b;
+
+/// Takes the entries of a layer, and makes a draft of them.
+pub struct Drafter<'b> {
+    maker: Maker<'static>,
+    records: Records,
+    count: u64,
+    sums: RandomState,
+    before: &'b mut Before<'b>,
+    /// The entry at hand: it is recorded when its content is in.
+    entry: Option<(Vec<u8>, u64, Shape, Option<Stamp>)>,
+    /// Of all content, the last instant before it was read.
+    instant: Time,
+}
+
+impl<'b> Drafter<'b> {
+    /// Begins one; `before` is done before each file is read.
+    pub fn begin(how: Compression, staging: &Staging, before: &'b mut Before<'b>) -> Result<Self> {
+        let press = Press::begin(how, staging.blob()?, Hasher::default()).at("compress into", staging.path("blobs"))?;
+        let records = Records::begin(staging.scratch()?);
+        let (maker, sums) = (Maker::new(press), RandomState::new());
+        Ok(Self { maker, records, count: 0, sums, before, entry: None, instant: Time::default() })
+    }
+
+    /// All entries are in.
+    pub fn finish(mut self, how: Compression) -> Result<Drafted> {
+        self.record()?;
+        let Made::Pressed(mut pressed) = self.maker.finish()? else {
+            return Err(Error::malformed("the draft", "is nothing of its own"));
+        };
+        let file = pressed.blob.so_far()?;
+        let records = self.records.finish().at("write", "the records of a draft")?;
+        let codec = Codec::new(how).at("compress", "a layer")?;
+        Ok(Drafted {
+            how,
+            pressed,
+            file,
+            records,
+            count: self.count,
+            sums: self.sums,
+            codec,
+            at_hand: None,
+            next: None,
+        })
+    }
+
+    fn record(&mut self) -> Result<()> {
+        let Some((path, sum, shape, stamp)) = self.entry.take() else { return Ok(()) };
+        self.count += 1;
+        self.records.put(&path, sum, shape, stamp.as_ref()).at("write", "the records of a draft")
+    }
+}
+
+impl Sink for Drafter<'_> {
+    fn has(&mut self, _: &[u8], _: &Meta, _: u64) -> Result<bool> {
+        (self.before)()?;
+        self.instant = now();
+        Ok(false)
+    }
+
+    fn stands(&mut self, _: &[u8], _: &Meta) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
+    fn begin(&mut self, Entry { key, head, body, data }: Entry<'_>) -> Result<()> {
+        self.record()?;
+        let shape = Shape::of(key, head.len() as u64, body);
+        let stamp = data.and_then(|meta| Stamp::of(meta, self.instant));
+        self.entry = Some((key.to_vec(), self.sums.hash_one(head), shape, stamp));
+        self.maker.begin(shape)?;
+        self.maker.bytes(head)
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        self.maker.bytes(bytes)
+    }
+
+    fn zeros(&mut self, len: u64) -> Result<()> {
+        self.maker.zeros(len)
+    }
+
+    fn distrust(&mut self) {
+        if let Some((.., stamp)) = &mut self.entry {
+            *stamp = None;
+        }
+    }
+}
+
+/// The clock by which file systems tell the time. One that stands before 1970 makes every file look new, which is safe.
+fn now() -> Time {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Time { secs: i64::try_from(now.as_secs()).unwrap_or(0), nanos: now.subsec_nanos() }
+}
+
+/// A draft that is done.
+pub struct Drafted {
+    how: Compression,
+    pressed: Box<Pressed>,
+    /// The blob's file, to be read.
+    file: File,
+    records: File,
+    /// How many entries it has.
+    count: u64,
+    /// Sums of headers are keyed by chance: nobody can make two headers of one sum.
+    sums: RandomState,
+    codec: Codec,
+    /// The segment that was unpacked last.
+    at_hand: Option<(usize, Vec<u8>)>,
+    /// A new blob, from the time when it is needed.
+    next: Option<BlobWriter>,
+}
+
+impl Drafted {
+    /// Its entries.
+    pub fn records(&self) -> Result<Recorded> {
+        let mut file = self.records.try_clone().at("read", "the records of a draft")?;
+        file.rewind().at("read", "the records of a draft")?;
+        Ok(Recorded::read(file, self.count))
+    }
+
+    /// The keyed sum of a header.
+    pub fn sum(&self, head: &[u8]) -> u64 {
+        self.sums.hash_one(head)
+    }
+
+    /// How many segments it has.
+    pub fn count(&self) -> usize {
+        self.pressed.ends.len()
+    }
+
+    /// Gives it a new blob for what will be different.
+    pub fn with(&mut self, next: BlobWriter) {
+        self.next = Some(next);
+    }
+
+    /// It is as it must be: its blob, and the tar's digest.
+    pub fn whole(self) -> (BlobWriter, Hasher) {
+        (self.pressed.blob, self.pressed.plain)
+    }
+
+    /// The segment that lies at `at` in the tar and is of this length, if there is one.
+    pub fn segment(&self, at: u64, len: u64) -> Option<usize> {
+        let found = self.pressed.ends.partition_point(|end| end.plain <= at);
+        let (start, end) = self.span(found)?;
+        (start.plain == at && end.plain - start.plain == len).then_some(found)
+    }
+
+    fn span(&self, segment: usize) -> Option<(End, End)> {
+        let before = segment.checked_sub(1).map_or(Some(End { plain: 0, stored: 0 }), |n| self.end_of(n))?;
+        Some((before, self.end_of(segment)?))
+    }
+
+    fn end_of(&self, segment: usize) -> Option<End> {
+        self.pressed.ends.get(segment).copied()
+    }
+
+    /// A segment as it is stored, and how long it is plain.
+    pub fn stored(&self, segment: usize) -> Result<(Vec<u8>, usize)> {
+        let no_such = || Error::malformed("the draft", "has no such segment");
+        let (start, end) = self.span(segment).ok_or_else(no_such)?;
+        let len = usize::try_from(end.stored - start.stored).map_err(|_| no_such())?;
+        let plain = usize::try_from(end.plain - start.plain).map_err(|_| no_such())?;
+        let mut stored = vec![0; len];
+        self.file.read_exact_at(&mut stored, start.stored).at("read", "the draft")?;
+        Ok((stored, plain))
+    }
+
+    /// Appends so many bytes of the tar, from `at` on, to `out`.
+    pub fn plain(&mut self, mut at: u64, mut len: u64, out: &mut Vec<u8>) -> Result<()> {
+        while len > 0 {
+            let segment = self.pressed.ends.partition_point(|end| end.plain <= at);
+            let start = self.span(segment).map_or(at, |(start, _)| start.plain);
+            if self.at_hand.as_ref().is_none_or(|(held, _)| *held != segment) {
+                let (stored, plain) = self.stored(segment)?;
+                self.at_hand = Some((segment, self.codec.plain(&stored, plain).at("read", "the draft")?));
+            }
+            let held = self.at_hand.as_ref().map_or(&[][..], |(_, bytes)| bytes);
+            let from = usize::try_from(at - start).ok().and_then(|from| held.get(from..)).unwrap_or_default();
+            let some = from.get(..usize::try_from(len).unwrap_or(usize::MAX).min(from.len())).unwrap_or_default();
+            if some.is_empty() {
+                return Err(Error::malformed("the draft", "ends too soon"));
+            }
+            out.extend_from_slice(some);
+            (at, len) = (at + some.len() as u64, len - some.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// A new blob that begins with the first `count` segments of this one.
+    pub fn go_on(&mut self, count: usize) -> Result<Press> {
+        let missing = || Err(io::Error::other("there is no blob to write to"));
+        let blob = self.next.take().map_or_else(missing, Ok).at("compress", "a layer")?;
+        let (hashed, state) = self.pressed.mark_before(count);
+        let mut press = Press::begin(self.how, blob, state).at("compress", "a layer")?;
+        for segment in 0..count {
+            let (stored, len) = self.stored(segment)?;
+            press.put(if segment < hashed { Job::Hashed(stored, len) } else { Job::Kept(stored, len) })?;
+        }
+        Ok(press)
+    }
+}

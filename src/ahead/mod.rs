@@ -1,0 +1,269 @@
+//! Copying ahead: what a container has written is read, compressed and hashed while it runs, so that what is left for the
+//! time in which it is held still is to see what has changed since.
+//!
+//! ```text
+//! running   Draft   a whole tar of the files as they happen to be, in segments (`cut`) that are compressed (`press`) into
+//!                   the blob, and a record of each entry (`record`); the files that times do not tell of (`doubt`)
+//! frozen    catch_up   the tree is walked again: an entry is as drafted, or it is new; only what may have changed is read
+//! running   make    segments without a change serve as they are, the others are made anew; if none is, the draft is the blob
+//! ```
+//! Whether there was a draft, and how much of it served, is not seen in the result: segments depend on the tar alone.
+
+mod catch;
+mod cut;
+mod doubt;
+mod draft;
+mod make;
+mod press;
+mod record;
+
+use catch::{Catcher, Caught};
+pub use doubt::{Doubt, Watch};
+use draft::{Drafted, Drafter};
+use make::Made;
+pub use press::Compression;
+
+use crate::{
+    digest::Digest,
+    error::Result,
+    layout::{Blob, Staging},
+    tree::{Node, Sink},
+};
+
+/// File systems on which every way to write to a file moves the time of its inode's last change, but for stores to what is
+/// mapped for sharing (statfs(2), `f_type`): ext2 to ext4, XFS, btrfs, F2FS. On tmpfs not even the first such store does;
+/// what a network file system says may be old.
+const TELLING: [i64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];
+
+/// True if the files of the tree `root` tell when they are written to.
+pub fn can_tell(root: &Node) -> bool {
+    root.file_system().is_ok_and(|kind| TELLING.contains(&kind))
+}
+
+/// A tar that was made while its files could change.
+pub struct Draft {
+    drafted: Drafted,
+    /// Files whose inodes do not tell.
+    pub doubt: Doubt,
+}
+
+/// A tar of one moment, to be stored.
+pub struct Tar(Form);
+
+enum Form {
+    Whole(Drafted),
+    Caught(Draft, Caught),
+}
+
+/// A tar in the layout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// As stored.
+    pub blob: Blob,
+    /// The digest of the tar.
+    pub plain: Digest,
+}
+
+/// Makes a tar of what `pack` writes, of files that nobody writes to.
+pub fn whole<T>(
+    how: Compression,
+    staging: &Staging,
+    pack: impl FnOnce(&mut dyn Sink) -> Result<T>,
+) -> Result<(Tar, T)> {
+    let mut before = || Ok(());
+    let mut drafter = Drafter::begin(how, staging, &mut before)?;
+    let packed = pack(&mut drafter)?;
+    Ok((Tar(Form::Whole(drafter.finish(how)?)), packed))
+}
+
+impl Draft {
+    /// Makes a tar of what `pack` writes, of the files that `watch` tells of, while they may change.
+    pub fn make(
+        how: Compression,
+        staging: &Staging,
+        watch: &Watch,
+        pack: impl FnOnce(&mut dyn Sink) -> Result<()>,
+    ) -> Result<Self> {
+        let mut doubt = Doubt::default();
+        let mut before = || doubt.keep_up(watch);
+        let mut drafter = Drafter::begin(how, staging, &mut before)?;
+        pack(&mut drafter)?;
+        let drafted = drafter.finish(how)?;
+        Ok(Self { drafted, doubt })
+    }
+
+    /// Takes what `pack` writes now that nobody else does; what is as drafted it is not asked to read.
+    pub fn catch_up<T>(self, staging: &Staging, pack: impl FnOnce(&mut dyn Sink) -> Result<T>) -> Result<(Tar, T)> {
+        let mut catcher = Catcher::begin(&self.drafted, &self.doubt, staging)?;
+        let packed = pack(&mut catcher)?;
+        let caught = catcher.finish()?;
+        Ok((Tar(Form::Caught(self, caught)), packed))
+    }
+}
+
+impl Tar {
+    /// The draft that it was caught up from, to do so once more.
+    pub fn into_draft(self) -> Option<Draft> {
+        match self.0 {
+            Form::Whole(_) => None,
+            Form::Caught(draft, _) => Some(draft),
+        }
+    }
+
+    /// Stores it as a blob.
+    pub fn store(self, staging: &Staging) -> Result<Stored> {
+        let (blob, plain) = match self.0 {
+            Form::Whole(drafted) => drafted.whole(),
+            Form::Caught(mut draft, caught) => {
+                draft.drafted.with(staging.blob()?);
+                match caught.make(&mut draft.drafted)? {
+                    Made::Same => draft.drafted.whole(),
+                    Made::Pressed(pressed) => (pressed.blob, pressed.plain),
+                }
+            }
+        };
+        Ok(Stored { blob: blob.complete()?, plain: plain.finish() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{FileExt, PermissionsExt, symlink},
+        path::{Path, PathBuf},
+        thread,
+        time::Duration,
+    };
+
+    use super::*;
+    use crate::{
+        host::Host,
+        id::TaskPid,
+        layout::Layout,
+        runtime::{CgroupVersion, Task},
+        tree::{Held, Packer, plain},
+    };
+
+    fn pack(root: &Path) -> impl Fn(&mut dyn Sink) -> Result<u64> {
+        move |sink| {
+            let mut packer = Packer::into_sink(sink, |_| Held::Kept);
+            plain::pack(&Node::open(root).unwrap(), &mut packer, |_| None)?;
+            Ok(packer.finish()?.written)
+        }
+    }
+
+    fn noise(len: usize, seed: u64) -> Vec<u8> {
+        let mut state = seed;
+        let mut step = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 60) as u8 + b'a'
+        };
+        (0..len).map(|_| step()).collect()
+    }
+
+    fn fill(root: &Path) {
+        for n in 0..400_u32 {
+            let dir = root.join(format!("d{}", n % 7));
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join(format!("f{n}")), noise((n as usize * 977) % 30_000, n.into())).unwrap();
+        }
+        fs::write(root.join("d3/large"), noise(3_500_000, 1)).unwrap();
+        fs::File::create(root.join("d4.sparse")).unwrap().set_len(20 << 20).unwrap();
+        fs::hard_link(root.join("d0/f0"), root.join("d5/zero")).unwrap();
+        fs::hard_link(root.join("d1/f1"), root.join("d5/one")).unwrap();
+        symlink("f2", root.join("d2/link")).unwrap();
+    }
+
+    /// Every way in which a name or a file may be another one since.
+    const CHANGES: [fn(&Path); 12] = [
+        |_| {},
+        |root| fs::write(root.join("d0/a first one"), b"new").unwrap(),
+        |root| fs::write(root.join("z last"), noise(2_000_000, 9)).unwrap(),
+        |root| fs::remove_dir_all(root.join("d2")).unwrap(),
+        |root| fs::remove_file(root.join("d0/f0")).unwrap(),
+        |root| fs::rename(root.join("d3"), root.join("d3.moved")).unwrap(),
+        |root| fs::rename(root.join("d1/f8"), root.join("d1/f15")).unwrap(),
+        |root| fs::set_permissions(root.join("d6/f13"), fs::Permissions::from_mode(0o711)).unwrap(),
+        |root| {
+            let file = fs::File::options().write(true).open(root.join("d3/large")).unwrap();
+            let before = file.metadata().unwrap().modified().unwrap();
+            file.write_all_at(b"!", 2_000_000).unwrap();
+            file.set_modified(before).unwrap();
+        },
+        |root| fs::File::options().write(true).open(root.join("d3/large")).unwrap().set_len(1_000_000).unwrap(),
+        |root| {
+            fs::remove_file(root.join("d4/f11")).unwrap();
+            fs::hard_link(root.join("d4/f4"), root.join("d4/f11")).unwrap();
+        },
+        |root| fs::remove_dir_all(root).and_then(|()| fs::create_dir(root)).unwrap(),
+    ];
+
+    struct Scene {
+        temp: tempfile::TempDir,
+        staging: Staging,
+        task: Task,
+    }
+
+    impl Scene {
+        /// The container's only process is a `sleep`.
+        fn new(sleep: &std::process::Child) -> Self {
+            let temp = tempfile::tempdir().unwrap();
+            let staging = Layout::open_or_create(&temp.path().join("layout")).unwrap().stage().unwrap();
+            let (pid, cgroup) = (sleep.id().cast_signed(), temp.path().join("cgroup"));
+            fs::create_dir(&cgroup).unwrap();
+            fs::write(cgroup.join("cgroup.procs"), format!("{pid}\n")).unwrap();
+            let task = Task {
+                runtime: "",
+                init: TaskPid { pid, started: 0 },
+                cgroup,
+                cgroup_version: CgroupVersion::V1,
+                runtime_bundle: PathBuf::new(),
+                rootfs: PathBuf::new(),
+                external_descriptors: Vec::new(),
+                undumpable: None,
+            };
+            Self { temp, staging, task }
+        }
+
+        fn tree(&self, name: impl ToString) -> PathBuf {
+            self.temp.path().join(name.to_string())
+        }
+    }
+
+    #[test]
+    fn what_was_drafted_and_caught_up_with_is_what_is_written_at_once() {
+        let mut sleep = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let (scene, host) = (Scene::new(&sleep), Host::default());
+        for n in 0..CHANGES.len() {
+            fill(&scene.tree(n));
+        }
+        // What is younger when it is read is read again in any case.
+        thread::sleep(Duration::from_millis(3100));
+        for how in [Compression::Gzip, Compression::Zstd, Compression::None] {
+            for (n, change) in CHANGES.iter().enumerate().filter(|(n, _)| how == Compression::Gzip || n % 4 == 2) {
+                let root = scene.tree(n);
+                let watch = Watch { host: &host, task: &scene.task, root: None, everyone: false };
+                let packed = pack(&root);
+                let drafted = |sink: &mut dyn Sink| packed(sink).map(drop);
+                let draft = Draft::make(how, &scene.staging, &watch, drafted).unwrap();
+                if how == Compression::Gzip {
+                    change(&root);
+                }
+                let (tar, written) = draft.catch_up(&scene.staging, &packed).unwrap();
+                // Once more, as if the first time did not count.
+                let (tar, again) = tar.into_draft().unwrap().catch_up(&scene.staging, &packed).unwrap();
+                let Form::Caught(_, caught) = &tar.0 else { panic!() };
+                let read = caught.len();
+                assert!(read < 8 << 20, "{n}: {read} bytes were read again");
+                assert!(n != 0 || read < 1000, "{n}: {read} bytes were read again, and nothing had changed");
+                let caught = tar.store(&scene.staging).unwrap();
+                let (tar, whole) = super::whole(how, &scene.staging, &packed).unwrap();
+                assert_eq!(caught, tar.store(&scene.staging).unwrap(), "change {n}, {how:?}");
+                assert_eq!((written, again), (whole, whole), "change {n}");
+            }
+        }
+        sleep.kill().unwrap();
+        sleep.wait().unwrap();
+    }
+}

@@ -1,0 +1,78 @@
+//! The files' part in a checkpoint: what is copied while the container runs, and what is left to do while it is held still.
+
+use std::{panic::resume_unwind, thread};
+
+use super::{checkpoint::Run, evidence::RW_LAYER, locate::Target, memory::Taken, report::Stage};
+use crate::{
+    binds,
+    dump::Ready,
+    error::Result,
+    freeze::Still,
+    layout::Staging,
+    ledger,
+    rw::{self, Draft},
+};
+
+/// What was copied while the container ran.
+#[derive(Default)]
+pub(super) struct Ahead {
+    /// Its rw layer.
+    pub(super) files: Option<Draft>,
+    /// What is mounted into it.
+    pub(super) binds: binds::Ahead,
+}
+
+impl Run<'_> {
+    /// What can be copied of a live container's files before it is held still.
+    pub(super) fn ahead(&self, target: &Target, staging: &Staging, progress: &dyn Fn(Stage)) -> Result<Ahead> {
+        let Some(task) = target.task.live() else { return Ok(Ahead::default()) };
+        progress(Stage::Ahead);
+        let (host, how) = (&self.store.host, self.options.compression);
+        let files = target.rw.as_ref().map(|rw| rw::copy_ahead(host, task, rw, how, staging)).transpose()?.flatten();
+        let binds = match &target.spec {
+            Some(spec) if self.options.binds => binds::copy_ahead(host, task, spec, staging)?,
+            _ => binds::Ahead::default(),
+        };
+        Ok(Ahead { files, binds })
+    }
+
+    /// Memory and files at once: while CRIU holds the processes nobody writes to their files, but for a directory that it may
+    /// make itself for a moment. If it did, or failed, the files are captured again.
+    pub(super) fn memory_and_files(
+        &mut self,
+        ready: Option<Ready<'_>>,
+        still: &Still,
+        target: &Target,
+        draft: Option<Draft>,
+        staging: &Staging,
+        progress: &dyn Fn(Stage),
+    ) -> Result<(Taken, Option<rw::Captured>)> {
+        let (store, how, held) = (self.store, self.options.compression, still.task().is_some());
+        let Some(rw) = &target.rw else {
+            return Ok((self.take(ready, still, target, staging, progress)?, None));
+        };
+        let capture = |draft| {
+            ledger::tree_anew(RW_LAYER);
+            rw::capture(&store.host, still, draft, rw, how, staging)
+        };
+        // Who reads memory without CRIU may let a process run for an instant.
+        if ready.is_none() {
+            let taken = self.take(ready, still, target, staging, progress)?;
+            progress(Stage::Files { held });
+            return capture(draft).map(|files| (taken, Some(files)));
+        }
+        let (taken, files) = thread::scope(|scope| {
+            let files = scope.spawn(|| capture(draft));
+            let taken = self.take(ready, still, target, staging, progress);
+            progress(Stage::Files { held });
+            (taken, files.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        });
+        let (taken, files) = (taken?, files?);
+        // When CRIU fails it lets go of the processes before they are frozen again.
+        if taken.images.is_some() && files.is_untouched(rw) {
+            return Ok((taken, Some(files)));
+        }
+        let draft = files.into_draft(staging)?;
+        capture(draft).map(|files| (taken, Some(files)))
+    }
+}

@@ -1,0 +1,51 @@
+//! Files that change in every way, as fast as they can, while they are checkpointed: after each restore a program compares
+//! every one with what its restored memory says it must hold (`programs/churn.c`).
+//!
+//! What is restored is what is checkpointed next. `DEWAR_ROUNDS` asks for more rounds.
+
+use crate::harness::{Cgroup, Containerd, Lab, dewar_ok, until};
+
+fn rounds() -> u32 {
+    std::env::var("DEWAR_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(4)
+}
+
+/// Checkpoints the container, ends it, and restores it under the next name by the same containerd; what it then says.
+fn carry_on(lab: &Lab, round: u32) -> String {
+    let (old, new) = (format!("churn-{round}"), format!("churn-{}", round + 1));
+    let reference = format!("localhost/churn:{round}");
+    dewar_ok(lab, &["--daemon-running", "checkpoint", &old, "-o", "/tmp/layout", "--ref", &reference]);
+    // It has gone on since, and its cgroup is wanted.
+    lab.sh(&format!(
+        "ctr task kill -s KILL {old}; while ! ctr task rm {old}; do sleep 0.1; done 2>/dev/null; ctr containers rm {old}"
+    ));
+    lab.import_layout("/tmp/layout");
+    lab.restore(&new, &reference);
+    let asked = lab.inside(&new, &["/bin/churn", "ask"]);
+    lab.sh("rm -r /tmp/layout; ctr images ls -q | grep localhost/churn | xargs ctr images rm --sync");
+    String::from_utf8_lossy(&asked.stdout).into_owned()
+}
+
+fn churns(cgroup: Cgroup, rounds: u32) {
+    let Some(lab) = Lab::start(Containerd::V2_1, cgroup) else { return };
+    lab.start_containerd();
+    lab.import("programs");
+    lab.run("churn-0", "programs", &["/bin/churn", "/var/lib/churn"], &[]);
+    until("it answers", || lab.inside("churn-0", &["/bin/churn", "ask"]).status.success());
+    for round in 0..rounds {
+        // Some files must be old enough to be believed: what was just written is read again in any case.
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        let answer = carry_on(&lab, round);
+        assert!(answer.starts_with("ok "), "round {round} of {rounds} on {cgroup:?}: {answer}");
+    }
+    eprintln!("{rounds} rounds on {cgroup:?}: memory and files agreed in each");
+}
+
+#[test]
+fn what_is_restored_is_of_one_moment_however_fast_it_changes_on_v1() {
+    churns(Cgroup::V1, rounds());
+}
+
+#[test]
+fn what_is_restored_is_of_one_moment_however_fast_it_changes_on_v2() {
+    churns(Cgroup::V2, rounds().div_ceil(2));
+}
