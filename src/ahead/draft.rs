@@ -28,7 +28,8 @@ pub type Before<'b> = dyn FnMut() -> Result<()> + 'b;
 /// Takes the entries of a layer, and makes a draft of them.
 pub struct Drafter<'b> {
     maker: Maker<'static>,
-    records: Records,
+    /// `None`: nobody will catch up with it.
+    records: Option<Records>,
     count: u64,
     sums: RandomState,
     before: &'b mut Before<'b>,
@@ -39,10 +40,10 @@ pub struct Drafter<'b> {
 }
 
 impl<'b> Drafter<'b> {
-    /// Begins one; `before` is done before each file is read.
-    pub fn begin(how: Compression, staging: &Staging, before: &'b mut Before<'b>) -> Result<Self> {
+    /// Begins one; `before` is done before each file is read. Without `records` nobody can catch up with it.
+    pub fn begin(how: Compression, staging: &Staging, records: bool, before: &'b mut Before<'b>) -> Result<Self> {
         let press = Press::begin(how, staging.blob()?, Hasher::default()).at("compress into", staging.path("blobs"))?;
-        let records = Records::begin(staging.scratch()?);
+        let records = records.then(|| staging.scratch().map(Records::begin)).transpose()?;
         let (maker, sums) = (Maker::new(press), RandomState::new());
         Ok(Self { maker, records, count: 0, sums, before, entry: None, instant: Time::default() })
     }
@@ -54,7 +55,7 @@ impl<'b> Drafter<'b> {
             return Err(Error::malformed("the draft", "is nothing of its own"));
         };
         let file = pressed.blob.so_far()?;
-        let records = self.records.finish().at("write", "the records of a draft")?;
+        let records = self.records.map(Records::finish).transpose().at("write", "the records of a draft")?;
         let codec = Codec::new(how).at("compress", "a layer")?;
         Ok(Drafted {
             how,
@@ -70,9 +71,11 @@ impl<'b> Drafter<'b> {
     }
 
     fn record(&mut self) -> Result<()> {
-        let Some((path, sum, shape, stamp)) = self.entry.take() else { return Ok(()) };
+        let (Some(records), Some((path, sum, shape, stamp))) = (&mut self.records, self.entry.take()) else {
+            return Ok(());
+        };
         self.count += 1;
-        self.records.put(&path, sum, shape, stamp.as_ref()).at("write", "the records of a draft")
+        records.put(&path, sum, shape, stamp.as_ref()).at("write", "the records of a draft")
     }
 }
 
@@ -90,8 +93,10 @@ impl Sink for Drafter<'_> {
     fn begin(&mut self, Entry { key, head, body, data }: Entry<'_>) -> Result<()> {
         self.record()?;
         let shape = Shape::of(key, head.len() as u64, body);
-        let stamp = data.and_then(|meta| Stamp::of(meta, self.instant));
-        self.entry = Some((key.to_vec(), self.sums.hash_one(head), shape, stamp));
+        if self.records.is_some() {
+            let stamp = data.and_then(|meta| Stamp::of(meta, self.instant));
+            self.entry = Some((key.to_vec(), self.sums.hash_one(head), shape, stamp));
+        }
         self.maker.begin(shape)?;
         self.maker.bytes(head)
     }
@@ -123,7 +128,7 @@ pub struct Drafted {
     pressed: Box<Pressed>,
     /// The blob's file, to be read.
     file: File,
-    records: File,
+    records: Option<File>,
     /// How many entries it has.
     count: u64,
     /// Sums of headers are keyed by chance: nobody can make two headers of one sum.
@@ -138,7 +143,8 @@ pub struct Drafted {
 impl Drafted {
     /// Its entries.
     pub fn records(&self) -> Result<Recorded> {
-        let mut file = self.records.try_clone().at("read", "the records of a draft")?;
+        let none = || Error::malformed("the draft", "has no records");
+        let mut file = self.records.as_ref().ok_or_else(none)?.try_clone().at("read", "the records of a draft")?;
         file.rewind().at("read", "the records of a draft")?;
         Ok(Recorded::read(file, self.count))
     }

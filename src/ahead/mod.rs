@@ -71,7 +71,7 @@ pub fn whole<T>(
     pack: impl FnOnce(&mut dyn Sink) -> Result<T>,
 ) -> Result<(Tar, T)> {
     let mut before = || Ok(());
-    let mut drafter = Drafter::begin(how, staging, &mut before)?;
+    let mut drafter = Drafter::begin(how, staging, false, &mut before)?;
     let packed = pack(&mut drafter)?;
     Ok((Tar(Form::Whole(drafter.finish(how)?)), packed))
 }
@@ -86,7 +86,7 @@ impl Draft {
     ) -> Result<Self> {
         let mut doubt = Doubt::default();
         let mut before = || doubt.keep_up(watch);
-        let mut drafter = Drafter::begin(how, staging, &mut before)?;
+        let mut drafter = Drafter::begin(how, staging, true, &mut before)?;
         pack(&mut drafter)?;
         let drafted = drafter.finish(how)?;
         Ok(Self { drafted, doubt })
