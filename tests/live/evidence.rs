@@ -248,6 +248,10 @@ struct Call {
 impl Call {
     fn of(line: &str) -> Option<Self> {
         let (name, rest) = line.split_once('(')?;
+        // `???( <detached ...>`: it had not yet met a call when the trace ended.
+        if name == "???" && line.contains("<detached") {
+            return None;
+        }
         let (mut paths, mut above, mut rest) = (Vec::new(), PathBuf::new(), rest);
         // Texts and descriptors, in their order: a text that is no whole path is below the descriptor before it.
         while let Some(at) = rest.find(['"', '<']) {
