@@ -35,6 +35,8 @@ pub fn run(args: &Args, hosts: Vec<Host>, namespace: Option<&Namespace>, out: &m
             page.answer(answer)?;
         }
     }
+    let lacks = opened.stores.iter().filter_map(|store| store.lack());
+    lacks.for_each(|why| render::warn(&format!("the records are put together from what is left: {why}")));
     let mut unknown = answers.iter().filter(|answer| answer.found.is_empty()).peekable();
     let code = opened.exit(if unknown.peek().is_some() { FINDINGS } else { 0 });
     unknown.for_each(|answer| render::warn(&format!("nothing is known of {}", answer.thing)));

@@ -73,7 +73,9 @@ pub fn locate(store: &Store, container: Container) -> Result<Target> {
     let image = image(store, &container);
     let files = note(&mut findings, "the container's files are not in the bundle", files(store, &container));
     let image = match (image, files.as_ref().and_then(|files| below(files, &container.name))) {
-        (Err(e @ Error::NotFound { .. }), Some(chain)) if !container.image.is_empty() => {
+        (Err(e @ (Error::NotFound { .. } | Error::Corrupt { .. } | Error::Malformed { .. })), Some(chain))
+            if !container.image.is_empty() =>
+        {
             findings.push(format!("{}: what the container stands on takes its place", with_causes(&e)));
             Some(Image { name: container.image.clone(), ..store.image_of_chain(&chain) })
         }

@@ -70,6 +70,11 @@ impl Store {
         self.meta.as_ref().map(MetaDb::damage).unwrap_or_default()
     }
 
+    /// Why there is no database, so that all records are put together from what is left.
+    pub fn lack(&self) -> Option<&str> {
+        self.meta.as_ref().err().map(String::as_str)
+    }
+
     /// Calls `each` with every removed container whose record is still found.
     pub fn for_each_deleted(&self, each: impl FnMut(Container)) -> Result<()> {
         self.meta.as_ref().map_or(Ok(()), |meta| meta.for_each_deleted(each))

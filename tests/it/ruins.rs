@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use dewar::{containerd::meta::MetaDb, id::ContainerRef};
 use serde_json::Value;
 
 use crate::harness::{META_DB, Sandbox, VERSIONS, blob, document, entry, expected, index};
@@ -39,6 +40,43 @@ fn the_containers_are_found_by_their_tasks_and_their_snapshots() {
         assert_eq!(found, right);
         assert!(rows.as_array().unwrap().iter().all(|row| row["record"] == "salvaged"), "{rows:#}");
     }
+}
+
+/// `whois` tells of a container by its remains, and says what it goes by.
+#[test]
+fn whose_a_thing_is_can_be_told_without_a_database() {
+    let sandbox = Sandbox::store();
+    without_meta(&sandbox);
+    let ran = sandbox.dewar(&["whois", "web", "--json"]).exits(0);
+    assert!(ran.stderr.contains("put together from what is left: there is no "), "{}", ran.stderr);
+    let found = ran.json();
+    assert_eq!(found[0]["found"].as_array().map(Vec::len), Some(1), "{found:#}");
+    assert!(found.to_string().contains("default/web"), "{found:#}");
+}
+
+/// An image's record that lies on a damaged page is as good as none: what the container stands on takes its place, so that
+/// the bundle can be restored.
+#[test]
+fn an_image_record_that_cannot_be_read_costs_no_image() {
+    let sandbox = Sandbox::store();
+    let (path, host) = (sandbox.root().join(META_DB), sandbox.host());
+    let whole = MetaDb::read(&host).unwrap();
+    let web = ContainerRef { namespace: "default".parse().unwrap(), id: "web".parse().unwrap() };
+    let image = whole.container(&web).unwrap().unwrap().image;
+    let file = fs::read(&path).unwrap();
+    let lost = (2..file.len() / 4096).find_map(|page| {
+        let mut bytes = file.clone();
+        bytes[page * 4096..][..4096].fill(0);
+        let damaged = MetaDb::of(path.clone(), bytes.clone()).ok()?;
+        let is_so = damaged.image(&web.namespace, &image).is_err() && matches!(damaged.container(&web), Ok(Some(_)));
+        is_so.then_some(bytes)
+    });
+    fs::write(&path, lost.expect("a page with the image and without the container")).unwrap();
+    let ran = sandbox.dewar(&["checkpoint", "default/web", "-o", "out", "--ref", "localhost/c:1"]).exits(1);
+    assert!(ran.stderr.contains("what the container stands on takes its place"), "{}", ran.stderr);
+    let entries = index(&sandbox.path("out"));
+    assert!(entries.to_string().contains(&format!("\"{image}\"")), "{entries:#}");
+    sandbox.dewar(&["verify", "out"]).exits(0);
 }
 
 /// The members of the checkpoint of `web` by media type, and the name of its image.

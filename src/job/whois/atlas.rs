@@ -74,7 +74,11 @@ pub struct Images {
 impl<'a> Atlas<'a> {
     /// Reads the databases of a store.
     pub fn of(store: &'a Store, namespace: Option<&Namespace>) -> Result<Self> {
-        let records = Survey::read(&store.host)?.records();
+        // Without a database what else is left of the containers is known all the same ([`Store::lack`]).
+        let records = match store.lack() {
+            Some(_) => Records::default(),
+            None => Survey::read(&store.host)?.records(),
+        };
         let mut containers = Vec::new();
         store.for_each_container(|record| {
             let in_scope = |c: &Container| namespace.is_none_or(|ns| *ns == c.name.namespace);
