@@ -52,6 +52,10 @@ fn whose_a_thing_is_can_be_told_without_a_database() {
     let found = ran.json();
     assert_eq!(found[0]["found"].as_array().map(Vec::len), Some(1), "{found:#}");
     assert!(found.to_string().contains("default/web"), "{found:#}");
+    assert!(
+        found.to_string().contains("none: there is no "),
+        "no place is told of a record that is not there: {found:#}"
+    );
 }
 
 /// An image's record that lies on a damaged page is as good as none: what the container stands on takes its place, so that

@@ -112,7 +112,7 @@ pub fn places(atlas: &Atlas<'_>, known: &Known) -> Result<Places> {
             TaskState::Ended => "stopped",
             TaskState::Live(_) => "running",
         },
-        at: atlas::record_of(host, container),
+        at: atlas.store.lack().map_or_else(|| atlas::record_of(host, container), |why| format!("none: {why}")),
         origin: container.origin.clone(),
         image: container.image.clone(),
         image_digest: image.as_ref().map(|image| image.digest.to_string()),
