@@ -6,6 +6,7 @@
 mod binds; // what is mounted into a container, and its log
 mod carry; // the main job: killed daemon, checkpoint, lost node, restored by a fresh containerd
 mod churn; // files that change in every way while they are checkpointed
+mod deep; // committed snapshots against their layers
 mod docker; // Docker: both daemons killed, its containers come home
 mod evidence; // nothing is touched: the hash of a disk, the times of every file, every call of the system
 mod exact; // what no other differ keeps: owners, holes, paths, trees without an upperdir
