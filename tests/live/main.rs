@@ -13,6 +13,7 @@ mod exact; // what no other differ keeps: owners, holes, paths, trees without an
 mod fsck; // the health of nodes, with real accidents; whose a thing is
 mod harness; // Lab: an instance of the lab, as tests see it
 mod inspect; // what a bundle's memory image tells is what procfs told
+mod intrusion; // planted truth: a scripted intrusion, all of it found and nothing else
 mod killed; // killed at any instant, the container runs again
 mod lab; // the lab proves itself: stock tools make the round trip, nothing survives an instance
 mod nodes; // where real configurations put stores; pods of every release, chosen by name
