@@ -27,11 +27,14 @@ pub struct Args {
     /// Do not read blobs to take their digests; everything else is checked
     #[arg(long)]
     quick: bool,
+    /// Compare the files of each committed snapshot with its layer's blob: content, owner, mode, times, attributes
+    #[arg(long)]
+    deep: bool,
 }
 
 /// Exit status 0: sound (there may be notes); 1: errors or warnings; 2: could not look.
 pub fn run(args: &Args, hosts: Vec<Host>, namespace: Option<&Namespace>, out: &mut dyn Write) -> Result<ExitCode> {
-    let options = Options { quick: args.quick, namespace };
+    let options = Options { quick: args.quick, deep: args.deep, namespace };
     let (mut reports, mut failed) = (Vec::new(), Vec::new());
     for host in &hosts {
         match judge(host, options) {
@@ -101,9 +104,10 @@ fn print_finding(out: &mut dyn Write, finding: &Finding) -> Result<()> {
 }
 
 fn summary(report: &Report) -> String {
-    let fsck::Looked { containers, images, snapshots, blobs, hashed } = report.looked;
+    let fsck::Looked { containers, images, snapshots, blobs, hashed, compared } = report.looked;
+    let compared = compared.map(|n| format!(" ({n} compared with their layers)")).unwrap_or_default();
     let looked = format!(
-        "{}, {}, {}, {} ({} hashed)",
+        "{}, {}, {}{compared}, {} ({} hashed)",
         many(containers, "container"),
         many(images, "image"),
         many(snapshots, "snapshot"),

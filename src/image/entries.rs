@@ -84,19 +84,15 @@ pub fn read(tree: &RwLayer) -> Result<Option<Entries>> {
 
 /// The directory of a layer's own files.
 pub fn place(tree: &RwLayer) -> &Path {
-    match tree {
-        RwLayer::Overlay { upper, .. } => upper,
-        RwLayer::Stacked { overlay, .. } => place(overlay),
-        RwLayer::Trees { active: dir, .. } | RwLayer::Tree { dir } => dir,
-    }
+    tree.root()
 }
 
 /// What mkfs makes in the root of an ext4 for fsck to put finds in: the lowest layer of a snapshotter that keeps whole file
 /// systems has it, and no image.
-const LOST_AND_FOUND: &[u8] = b"lost+found";
+pub(super) const LOST_AND_FOUND: &[u8] = b"lost+found";
 
 /// True if `root` is that of a whole ext4 (magic number and inode as in fs/ext4/ext4.h) with nothing found.
-fn is_made_by_mkfs(root: &Node) -> std::io::Result<bool> {
+pub(super) fn is_made_by_mkfs(root: &Node) -> std::io::Result<bool> {
     if root.meta.id.ino != 2 || root.file_system()? != 0xef53 {
         return Ok(false);
     }

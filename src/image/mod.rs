@@ -23,6 +23,7 @@ pub mod entries;
 pub mod rebuild;
 pub mod search;
 pub mod style;
+pub mod unpacked;
 
 pub use rebuild::{Committed, Recreated};
 

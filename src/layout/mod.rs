@@ -34,6 +34,7 @@ mod copy;
 pub mod index;
 pub mod read;
 mod staging;
+pub mod told;
 pub mod untar;
 
 use assembly::Assembly;

@@ -9,7 +9,7 @@ use std::{
 use flate2::read::MultiGzDecoder;
 use tar::{EntryType, Header};
 
-use super::open_regular;
+use super::{open_regular, told::Told};
 use crate::{
     digest::{Digest, Hasher},
     error::{At, Result},
@@ -37,11 +37,32 @@ pub struct Entry<'a> {
 /// Yields the digest of the plain tar (the diff id). Trailing bytes after the end marker are read and hashed too.
 pub fn walk(path: &Path, mut each: impl FnMut(Entry<'_>) -> io::Result<()>) -> Result<Digest> {
     let mut plain = Hashing { from: plain(path)?, hasher: Hasher::default() };
-    let mut each = |entry: Entry<'_>, _| each(entry);
-    let walked = entries(&mut plain, skip, &mut each).and_then(|()| io::copy(&mut plain, &mut io::sink()));
+    let walked = entries(&mut plain, skip, &mut |entry, _| each(entry));
+    let walked = walked.and_then(|()| io::copy(&mut plain, &mut io::sink()));
     interrupt::check()?;
     walked.at("read the tar in", path)?;
     Ok(plain.hasher.finish())
+}
+
+/// As [`walk`]; `each` also gets all that the tar says of the inode.
+pub fn inodes(path: &Path, mut each: impl FnMut(Entry<'_>, Told) -> io::Result<()>) -> Result<Digest> {
+    let mut plain = Hashing { from: plain(path)?, hasher: Hasher::default() };
+    let walked = entries(&mut plain, skip, &mut |entry, stood| {
+        let told = Told::of(stood.header, &stood.said.records, stood.said.link.as_deref())?;
+        each(entry, told)
+    });
+    let walked = walked.and_then(|()| io::copy(&mut plain, &mut io::sink()));
+    interrupt::check()?;
+    walked.at("read the tar in", path)?;
+    Ok(plain.hasher.finish())
+}
+
+/// Where an entry stood, and what stood before its content.
+struct Stood<'a> {
+    /// Where in the stream its content begins.
+    at: u64,
+    header: &'a Header,
+    said: &'a Extended,
 }
 
 /// The members of the uncompressed tar at `path`: calls `each` with every entry, and where in the file its content begins.
@@ -50,7 +71,7 @@ pub fn members(path: &Path, mut each: impl FnMut(Entry<'_>, u64) -> io::Result<(
     let file = open_regular(path)?;
     let len = file.metadata().at("look at", path)?.len();
     let mut file = Seekable { file: BufReader::new(file), at: 0, len };
-    let walked = entries(&mut file, Seekable::pass, &mut each);
+    let walked = entries(&mut file, Seekable::pass, &mut |entry, stood| each(entry, stood.at));
     interrupt::check()?;
     walked.at("read the tar in", path)
 }
@@ -92,11 +113,11 @@ fn plain(path: &Path) -> Result<Box<dyn Read>> {
     })
 }
 
-/// Calls `each` with every entry and where in the stream its content begins; `pass` comes past what was not read.
+/// Calls `each` with every entry and what stood before it; `pass` comes past what was not read.
 fn entries<R: Read>(
     plain: &mut R,
     pass: fn(&mut R, u64) -> io::Result<()>,
-    each: &mut dyn FnMut(Entry<'_>, u64) -> io::Result<()>,
+    each: &mut dyn FnMut(Entry<'_>, Stood<'_>) -> io::Result<()>,
 ) -> io::Result<()> {
     // Not by the `tar` crate's own loop: it would read an extended header of any size into memory, or else overlook
     // sizes beyond a header's own field.
@@ -111,7 +132,10 @@ fn entries<R: Read>(
         if is_extension(kind) {
             let bytes = extension(&mut content, size)?;
             match kind {
-                EntryType::XHeader => said = Extended::of(&bytes)?,
+                EntryType::XHeader => said = Extended { link: said.link.take(), ..Extended::of(bytes)? },
+                EntryType::GNULongLink => {
+                    said.link = Some(bytes.split(|&b| b == 0).next().unwrap_or_default().to_vec())
+                }
                 EntryType::GNULongName => {
                     said.name = Some(bytes.split(|&b| b == 0).next().unwrap_or_default().to_vec())
                 }
@@ -119,8 +143,8 @@ fn entries<R: Read>(
             }
         } else {
             let name = said.name.take().unwrap_or_else(|| header.path_bytes().into_owned());
+            each(Entry { name, kind, size, content: &mut content }, Stood { at, header: &header, said: &said })?;
             said = Extended::default();
-            each(Entry { name, kind, size, content: &mut content }, at)?;
         }
         let left = content.limit();
         pass(plain, left)?;
@@ -176,7 +200,7 @@ fn cut() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "it ends in the middle of an entry")
 }
 
-fn malformed(why: &'static str) -> io::Error {
+pub(super) fn malformed(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
@@ -185,13 +209,17 @@ fn malformed(why: &'static str) -> io::Error {
 struct Extended {
     name: Option<Vec<u8>>,
     size: Option<u64>,
+    /// By GNU's entry for long ones.
+    link: Option<Vec<u8>>,
+    /// All of its records, as they stand there.
+    records: Vec<u8>,
 }
 
 impl Extended {
     /// An empty value means the header's own; of several the last counts.
-    fn of(bytes: &[u8]) -> io::Result<Self> {
+    fn of(bytes: Vec<u8>) -> io::Result<Self> {
         let mut said = Self::default();
-        let mut rest = bytes;
+        let mut rest = bytes.as_slice();
         while !rest.is_empty() {
             let (key, value, after) =
                 record(rest).ok_or_else(|| malformed("an extended header has a broken record"))?;
@@ -204,13 +232,13 @@ impl Extended {
             }
             rest = after;
         }
-        Ok(said)
+        Ok(Self { records: bytes, ..said })
     }
 }
 
 /// The first record, `<length> <key>=<value>\n`, and what follows it. Its length says where it ends: a name, or the value of
 /// an attribute, may hold any byte, a newline too.
-fn record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+pub(super) fn record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let space = bytes.iter().position(|&b| b == b' ')?;
     let len: usize = std::str::from_utf8(bytes.get(..space)?).ok()?.parse().ok()?;
     let (whole, rest) = bytes.split_at_checked(len)?;

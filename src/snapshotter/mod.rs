@@ -208,6 +208,15 @@ pub fn rw_layer(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<F
 }
 
 impl RwLayer {
+    /// The directory of its own files.
+    pub fn root(&self) -> &Root {
+        match self {
+            Self::Overlay { upper, .. } => upper,
+            Self::Stacked { overlay, .. } => overlay.root(),
+            Self::Trees { active: dir, .. } | Self::Tree { dir } => dir,
+        }
+    }
+
     /// The same, where the topmost `own` lowerdirs are not of the image; `None` if nobody can tell them apart.
     pub fn stacked(self, own: usize) -> Option<Self> {
         match self {
@@ -230,6 +239,17 @@ pub fn layers(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<Vec
         resolve(&Place { mounts: &mounts, dir: &dir, snapshot: &snapshot, is_active: false }).map(|found| found.rw)
     };
     (0..parents.len()).rev().map(layer).collect()
+}
+
+/// The files of the committed snapshot `name` alone.
+pub fn committed(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<RwLayer> {
+    let (dir, resolve, snapshot, kind) = look_up(host, snapshotter, name)?;
+    if kind != COMMITTED {
+        let committed = Corrupt { at: 0, why: "the snapshot of a layer is not a committed one" };
+        return Err(committed).within(dir.join("metadata.db"));
+    }
+    let place = Place { mounts: &Mounts::of(host), dir: &dir, snapshot: &snapshot, is_active: false };
+    resolve(&place).map(|found| found.rw)
 }
 
 /// The directory `path`, if it can be listed.

@@ -500,7 +500,7 @@ impl Machine {
     }
 
     fn found(&self) -> Vec<(&'static str, String)> {
-        let report = fsck::fsck(&self.host, Options { quick: true, namespace: None }, &|_, _| ()).unwrap();
+        let report = fsck::fsck(&self.host, Options { deep: false, quick: true, namespace: None }, &|_, _| ()).unwrap();
         let place = |place: &str| place.replace(&format!("{}/", self.sandbox.root().parent().unwrap().display()), "");
         report.findings.iter().map(|f| (f.code, place(&f.place))).collect()
     }

@@ -533,7 +533,7 @@ fn whole_stores_with_a_changed_database() {
             .map(str::to_owned)
             .to_vec();
     let look = || {
-        if let Ok(report) = fsck::fsck(&host, fsck::Options { quick: true, namespace: None }, &|_, _| ()) {
+        if let Ok(report) = fsck::fsck(&host, fsck::Options { deep: true, quick: true, namespace: None }, &|_, _| ()) {
             assert!(report.findings.len() < 100_000, "{} findings", report.findings.len());
         }
         if let Ok(store) = Store::open(host.clone()) {

@@ -6,6 +6,8 @@ mod bolt;
 mod checkpoint;
 /// Damaged databases: what is left is listed, and nothing that never was.
 mod damage;
+/// `fsck --deep`: snapshots against their layers.
+mod deep;
 /// Same stores, same name, same time: the same bytes.
 mod determinism;
 /// Bad input: what is said, and that nothing half-written stays.

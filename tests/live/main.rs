@@ -6,12 +6,14 @@
 mod binds; // what is mounted into a container, and its log
 mod carry; // the main job: killed daemon, checkpoint, lost node, restored by a fresh containerd
 mod churn; // files that change in every way while they are checkpointed
+mod deep; // committed snapshots against their layers
 mod docker; // Docker: both daemons killed, its containers come home
 mod evidence; // nothing is touched: the hash of a disk, the times of every file, every call of the system
 mod exact; // what no other differ keeps: owners, holes, paths, trees without an upperdir
 mod fsck; // the health of nodes, with real accidents; whose a thing is
 mod harness; // Lab: an instance of the lab, as tests see it
 mod inspect; // what a bundle's memory image tells is what procfs told
+mod intrusion; // planted truth: a scripted intrusion, all of it found and nothing else
 mod killed; // killed at any instant, the container runs again
 mod lab; // the lab proves itself: stock tools make the round trip, nothing survives an instance
 mod nodes; // where real configurations put stores; pods of every release, chosen by name

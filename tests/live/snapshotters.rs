@@ -18,8 +18,8 @@ use crate::{
 };
 
 /// A containerd and one of its snapshotters, on a disk of its own where that is needed.
-struct Scene {
-    lab: Lab,
+pub struct Scene {
+    pub lab: Lab,
     snapshotter: &'static str,
 }
 
@@ -60,7 +60,7 @@ dd if=/dev/zero of=/hole bs=1 count=1 seek=8388607 2> /dev/null; touch -d @86400
 "#;
 
 impl Scene {
-    fn start(containerd: Containerd, snapshotter: &'static str) -> Option<Self> {
+    pub fn start(containerd: Containerd, snapshotter: &'static str) -> Option<Self> {
         let scene = Self { lab: Lab::start_with_disks(containerd, Cgroup::V1)?, snapshotter };
         scene.start_containerd(r#""erofs", "walking""#);
         scene.import("cat /images/programs.tar");

@@ -186,6 +186,20 @@ codes! {
         "it is not checked: only sha256 is known" "";
     INGEST_LEFT "ingest-left" Note
         "a download that was begun and not ended" "";
+    LAYER_FILE_CHANGED "layer-file-changed" Error
+        "every container of the image has it so, and not as its layer says" "take it as evidence (dewar checkpoint), then pull the image into another store";
+    LAYER_FILE_EMPTY "layer-file-empty" Error
+        "its content is lost: a crash before it was on disk, or somebody's doing" "pull the image again, into a store without these snapshots";
+    LAYER_FILE_ADDED "layer-file-added" Error
+        "every container of the image has it, and no layer does" "take it as evidence (dewar checkpoint), then pull the image into another store";
+    LAYER_FILE_MISSING "layer-file-missing" Error
+        "every container of the image lacks it" "pull the image again, into a store without these snapshots";
+    LAYER_FILE_UNREADABLE "layer-file-unreadable" Error
+        "whether it is as its layer says cannot be told" "";
+    LAYER_UNLIKE "layer-unlike" Error
+        "the blob is not the layer that the image's config names: nothing can be compared with it" "pull the image again";
+    LAYER_NOT_COMPARED "layer-not-compared" Note
+        "whether somebody changed its snapshot cannot be told" "";
     LEASE_DANGLING "lease-dangling" Note
         "it keeps what is not there: harmless" "";
     PROCESS_WITHOUT_RECORD "process-without-record" Error

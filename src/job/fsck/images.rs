@@ -36,6 +36,16 @@ pub struct Images {
     pub by_name: BTreeMap<(String, String), Rc<Image>>,
     /// Which images a blob is of, and as what: for those who tell of the blob.
     pub uses: HashMap<Digest, Uses>,
+    /// The layers of all images, by chain id.
+    pub layers: HashMap<Digest, Layer>,
+}
+
+/// What a chain id ends with.
+pub struct Layer {
+    /// The digest of the layer's tar.
+    pub diff_id: Digest,
+    /// The blobs that images have of it: they may be compressed in several ways.
+    pub blobs: Vec<Digest>,
 }
 
 /// Who needs a blob.
@@ -53,6 +63,8 @@ pub struct Image {
     pub needs: Vec<(Digest, &'static str)>,
     /// Why it cannot be used, if that is known from its documents.
     pub broken: Option<String>,
+    /// Chain id, diff id and blob of each layer.
+    pub layers: Vec<(Digest, Digest, Digest)>,
 }
 
 /// Checks every image of every namespace; several names of one image are told as one.
@@ -92,6 +104,12 @@ pub fn check(host: &Host, meta: &Path, records: &Records, findings: &mut Finding
 
 impl Images {
     fn remember(&mut self, name: &str, image: &Image, more: usize) {
+        for (chain, diff_id, blob) in &image.layers {
+            let layer = self.layers.entry(*chain).or_insert_with(|| Layer { diff_id: *diff_id, blobs: Vec::new() });
+            if !layer.blobs.contains(blob) {
+                layer.blobs.push(*blob);
+            }
+        }
         for (digest, what) in &image.needs {
             match self.uses.get_mut(digest) {
                 Some(uses) => uses.more += 1 + more,
@@ -213,6 +231,10 @@ impl Judge<'_> {
     fn local(&mut self, local: &Local) {
         self.need(local.config, "config");
         local.layers.iter().for_each(|layer| self.image.needs.push((*layer, "layer")));
+        if local.layers.len() == local.diff_ids.len() {
+            let layers = local.chains().into_iter().zip(&local.diff_ids).zip(&local.layers);
+            self.image.layers.extend(layers.map(|((chain, diff_id), blob)| (chain, *diff_id, *blob)));
+        }
         let config = self.ns.blobs.get(&local.config.to_string());
         if config.is_none() {
             self.broken(&IMAGE_CONFIG_MISSING, format!("{} is not on record", local.config));

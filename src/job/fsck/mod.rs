@@ -27,6 +27,7 @@ pub mod finding;
 
 mod backend;
 mod content;
+mod deep;
 mod home;
 mod images;
 mod records;
@@ -43,6 +44,8 @@ use finding::{DATABASE_DAMAGED, DATABASE_UNREADABLE, Findings, RECORD_SALVAGED, 
 pub struct Options<'a> {
     /// Do not read blobs to the end: only what they are called, and how long they are.
     pub quick: bool,
+    /// Compare each committed snapshot with its layer's blob, file by file.
+    pub deep: bool,
     /// Only this namespace's containers are told what comes home of them; the store is always judged whole.
     pub namespace: Option<&'a Namespace>,
 }
@@ -78,6 +81,9 @@ pub struct Looked {
     pub blobs: usize,
     /// Bytes whose digest was taken.
     pub hashed: u64,
+    /// Committed snapshots that were compared with their layers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compared: Option<usize>,
 }
 
 impl Report {
@@ -103,6 +109,7 @@ pub fn fsck(host: &Host, options: Options<'_>, progress: &Progress<'_>) -> Resul
     let images = images::check(host, &path, &records, &mut findings)?;
     let content = content::check(host, &path, &records, &images, options.quick, progress, &mut findings)?;
     drop(backends);
+    let compared = options.deep.then(|| deep::check(host, &records, &images, &content, &mut findings)).transpose()?;
     // Read anew, now that the survey's copy is gone.
     let store = Store::open(host.clone()).ok();
     tasks::check(host, store.as_ref(), &records, &mut findings)?;
@@ -113,6 +120,7 @@ pub fn fsck(host: &Host, options: Options<'_>, progress: &Progress<'_>) -> Resul
         snapshots: count(|ns| ns.snapshots.values().map(BTreeMap::len).sum()),
         blobs: content.files,
         hashed: content.hashed,
+        compared,
     };
     let home = |store: &Store| home::home(store, options.namespace, &images, &content);
     Ok(Report {
