@@ -211,8 +211,12 @@ impl Header {
             room -= read;
             let line = bytes.get(start..).unwrap_or_default();
             match line {
-                _ if start == 0 && line != MAGIC => return Err(Locked::Header("is no age file (age-encryption.org/v1)")),
-                _ if !line.ends_with(b"\n") && room == 0 => return Err(Locked::Header("its age header is larger than 64 KiB")),
+                _ if start == 0 && line != MAGIC => {
+                    return Err(Locked::Header("is no age file (age-encryption.org/v1)"));
+                }
+                _ if !line.ends_with(b"\n") && room == 0 => {
+                    return Err(Locked::Header("its age header is larger than 64 KiB"));
+                }
                 _ if !line.ends_with(b"\n") => return Err(Locked::Header("ends within its age header")),
                 [b'-', b'-', b'-', ..] => break,
                 [b'-', b'>', b' ', rest @ ..] => {
@@ -241,7 +245,9 @@ impl Header {
     fn told(&self) -> String {
         let other: HashSet<_> = self.kinds.iter().filter(|k| *k != "X25519" && !k.ends_with("-grease")).collect();
         let mut told = vec![format!("{} X25519 recipients", self.recipients())];
-        told.extend(other.iter().take(5).map(|kind| format!("others of type {:?}", kind.chars().take(40).collect::<String>())));
+        told.extend(
+            other.iter().take(5).map(|kind| format!("others of type {:?}", kind.chars().take(40).collect::<String>())),
+        );
         told.join(" and ")
     }
 
