@@ -14,11 +14,12 @@ fn redis(lab: &Lab, command: &[&str]) -> String {
     lab.ask("redis", &[&["/usr/bin/redis-cli", "-s", "/tmp/r.sock"], command].concat()).trim().to_owned()
 }
 
-/// A file system on a disk of its own, at `/mnt/<name>`; and memory at `/mnt/memory`.
+/// A file system on a disk of its own, at `/mnt/<name>`, on which all is written at once: what is short-lived would else never
+/// come to the disk. And memory at `/mnt/memory`.
 fn disk(lab: &Lab, name: &str) {
     lab.sh(&format!(
         "mkdir -p /mnt/{name} /mnt/memory; truncate -s 512M /var/lib/{name}.img; mkfs.ext4 -q /var/lib/{name}.img
-         mount -o loop /var/lib/{name}.img /mnt/{name}; mountpoint -q /mnt/memory || mount -t tmpfs none /mnt/memory"
+         mount -o loop,sync /var/lib/{name}.img /mnt/{name}; mountpoint -q /mnt/memory || mount -t tmpfs none /mnt/memory"
     ));
 }
 
@@ -43,13 +44,17 @@ fn no_plaintext_is_ever_on_the_disk_and_redis_comes_back() {
     lab.ask("redis", &["/bin/sh", "-c", &format!("echo {IN_A_FILE} > /data/file")]);
     lab.kill_containerd();
     lab.sh(&format!("echo '{AGE_KEY}' > /key.txt"));
-    for name in ["plain", "sealed", "raw"] {
+    for name in ["plain", "unstaged", "sealed", "raw"] {
         disk(&lab, name);
     }
 
     // The other way: where it is not sealed, what is looked for is found.
     dewar_ok(&lab, &["checkpoint", "redis", "-o", "/mnt/plain/layout", "--compression", "none"]);
     assert_eq!(planted(&lab, "plain"), 2);
+    // And where it is staged on the disk, it is found in what has been removed.
+    dewar_ok(&lab, &["checkpoint", "redis", "-o", "/mnt/unstaged/layout", "--seal", AGE_RECIPIENT]);
+    assert!(!lab.try_sh(&format!("grep -rqF {IN_MEMORY} /mnt/unstaged")).status.success());
+    assert_eq!(planted(&lab, "unstaged"), 2);
 
     let seal = ["--seal", AGE_RECIPIENT, "--staging", "/mnt/memory", "--ref", "localhost/r:1"];
     dewar_ok(&lab, &[&["checkpoint", "redis", "-o", "/mnt/sealed/layout"], &seal[..]].concat());
