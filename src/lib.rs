@@ -13,6 +13,7 @@ pub mod tally;
 // Floor 1: formats.
 pub mod bolt;
 pub mod criu;
+pub mod crypt;
 pub mod elf;
 pub mod evidence;
 pub mod idmap;

@@ -11,7 +11,7 @@ use std::{
 /// Every module of the library, on its floor.
 const FLOORS: [&[&str]; 5] = [
     &["corrupt", "digest", "error", "id", "interrupt", "ledger", "name", "tally"],
-    &["bolt", "criu", "elf", "evidence", "idmap", "oci", "pax", "procfs", "proto", "record", "timeline"],
+    &["bolt", "criu", "crypt", "elf", "evidence", "idmap", "oci", "pax", "procfs", "proto", "record", "timeline"],
     &["containerd", "host", "layout", "runtime", "snapshotter", "sparse", "tree"],
     &["ahead", "binds", "bundle", "dump", "freeze", "image", "raw", "rw", "volatile"],
     &["job"],

@@ -42,7 +42,8 @@ pub struct Drafter<'b> {
 impl<'b> Drafter<'b> {
     /// Begins one; `before` is done before each file is read. Without `records` nobody can catch up with it.
     pub fn begin(how: Compression, staging: &Staging, records: bool, before: &'b mut Before<'b>) -> Result<Self> {
-        let press = Press::begin(how, staging.blob()?, Hasher::default()).at("compress into", staging.path("blobs"))?;
+        let press =
+            Press::begin(how, staging.draft()?, Hasher::default()).at("compress into", staging.path("blobs"))?;
         let records = records.then(|| staging.scratch().map(Records::begin)).transpose()?;
         let (maker, sums) = (Maker::new(press), RandomState::new());
         Ok(Self { maker, records, count: 0, sums, before, entry: None, instant: Time::default() })

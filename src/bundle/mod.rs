@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use crate::{
     containerd::meta::Container,
-    error::Result,
+    error::{Error, Result},
     image::Base,
     layout::{Blob, Layout, Staging},
     oci::{account::Account, image::Descriptor},
@@ -16,6 +16,7 @@ use crate::{
 
 pub mod account;
 pub mod containerd;
+pub mod sealed;
 
 /// All that goes into one checkpoint.
 pub struct Parts {
@@ -73,15 +74,26 @@ type Write = fn(&Staging, &Parts) -> Result<Vec<Descriptor>>;
 /// The formats we write.
 pub const TABLE: &[(&str, Write)] = &[("containerd", containerd::write)];
 
-/// Makes what is attached to a checkpoint, given its entries.
-pub type Attach<'a> = &'a mut dyn FnMut(&[Descriptor]) -> Result<Option<Descriptor>>;
+/// Makes what is attached to a checkpoint, given its entries. Of a sealed one there is something attached twice: first within
+/// what is sealed, then, given that, beside it.
+pub type Attach<'a> = &'a mut dyn FnMut(&[Descriptor], Option<&Descriptor>) -> Result<Option<Descriptor>>;
 
 /// Writes the bundle, with what `attach` adds about it, and commits it. Before the commit a reader sees the layout as it
 /// was.
 pub fn write(layout: &Layout, staging: &Staging, parts: &Parts, format: Write, attach: Attach) -> Result<Bundle> {
     let mut entries = format(staging, parts)?;
-    let index = entries.last().cloned().ok_or_else(|| crate::error::Error::malformed(layout.dir(), "no entry"))?;
-    entries.extend(attach(&entries)?);
+    let last =
+        |entries: &[Descriptor]| entries.last().cloned().ok_or_else(|| Error::malformed(layout.dir(), "no entry"));
+    let mut index = last(&entries)?;
+    let attached = attach(&entries, None)?;
+    entries.extend(attached.clone());
+    if staging.recipients().is_some() {
+        entries = sealed::write(staging, parts, index.digest, &entries)?;
+        index = last(&entries)?;
+        if attached.is_some() {
+            entries.extend(attach(&entries, attached.as_ref())?);
+        }
+    }
     layout.commit(staging, &entries)?;
     Ok(Bundle { index, reference: parts.reference.clone() })
 }

@@ -1,8 +1,7 @@
 //! `dewar checkpoint`.
 
 use std::{
-    fs::{self, File},
-    io::{self, IsTerminal, Read, Write},
+    io::{self, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -25,14 +24,14 @@ use dewar::{
         select::{self, Filter, Label},
         store::Store,
     },
-    layout::{Layout, archive},
     raw, rw, volatile,
 };
 use jiff::Timestamp;
-use zeroize::Zeroizing;
 
 use super::{
     FAILED, FINDINGS,
+    keys::{self, Seal},
+    output::Output,
     progress::{self, Progress},
     render,
 };
@@ -86,6 +85,8 @@ pub struct Args {
     capture: Capture,
     #[command(flatten)]
     evidence: Evidence,
+    #[command(flatten)]
+    seal: Seal,
 }
 
 /// What is taken to be looked at.
@@ -143,29 +144,21 @@ impl Evidence {
     }
 }
 
-/// A key file is of some hundred bytes.
-const MAX_KEY: u64 = 64 << 10;
-
 /// Reads the examiner's key, which nobody else may know.
 fn sign_key(path: &Path) -> Result<Key> {
-    let file = File::open(path).at("read the key", path)?;
-    let meta = file.metadata().at("look at", path)?;
-    if !meta.is_file() {
-        return Err(Error::malformed(path, "is no regular file"));
-    }
-    if meta.mode() & 0o077 != 0 {
+    let file = keys::open(path)?;
+    let mode = file.metadata().at("look at", path)?.mode();
+    if mode & 0o077 != 0 {
         return Err(Error::Unsupported {
             what: format!(
                 "the key {} can be read by others (mode {:04o}), so anybody may have signed with it",
                 path.display(),
-                meta.mode() & 0o7777
+                mode & 0o7777
             ),
             hint: "make a new one, or, if nobody else was on this machine, close it: chmod 600".into(),
         });
     }
-    let mut text = Zeroizing::new(String::with_capacity(MAX_KEY as usize));
-    file.take(MAX_KEY).read_to_string(&mut text).at("read the key", path)?;
-    Key::parse(&text).map_err(|why| Error::malformed(path, why))
+    Key::parse(&keys::text_of(file, path)?).map_err(|why| Error::malformed(path, why))
 }
 
 impl Args {
@@ -175,8 +168,8 @@ impl Args {
     }
 
     /// Where it writes.
-    pub fn output(&self) -> &Path {
-        &self.output
+    pub fn written(&self) -> Vec<&Path> {
+        std::iter::once(self.output.as_path()).chain(self.seal.staging.as_deref()).collect()
     }
 }
 
@@ -236,10 +229,17 @@ enum NetworkLock {
 pub fn run(args: &Args, mut hosts: Vec<Host>, namespace: Option<&Namespace>, out: &mut dyn Write) -> Result<ExitCode> {
     hosts.iter_mut().for_each(|host| host.criu.clone_from(&args.criu.program));
     let options = options(args)?;
+    // Before anything is read: nobody can be asked again when a container stands still.
+    args.seal.recipients()?;
+    args.seal.staging()?;
     let opened = super::open(hosts)?;
     let mut unreadable = Vec::new();
     let containers = containers(args, &opened.stores, namespace, &mut unreadable)?;
-    let output = Output::open(&args.output)?;
+    let output = Output::open(&args.output, "dewar checkpoint …")?;
+    let output = match args.seal.recipients()? {
+        Some(recipients) => output.sealed_to(recipients, args.seal.staging()?),
+        None => output,
+    };
     let mut reports = Vec::new();
     let mut worst = if unreadable.is_empty() { 0 } else { FINDINGS };
     for (store, container) in containers {
@@ -379,60 +379,4 @@ fn now() -> Result<Timestamp> {
         what: format!("SOURCE_DATE_EPOCH is {text:?}, which is no number of seconds since 1970"),
         hint: "unset it or set it to such a number".into(),
     })
-}
-
-/// Where the bundle goes: into a layout, or by way of one into a tar.
-enum Output {
-    Directory(Layout),
-    Tar { path: PathBuf, layout: Layout, _folder: tempfile::TempDir },
-    Stdout { layout: Layout, _folder: tempfile::TempDir },
-}
-
-impl Output {
-    fn open(path: &Path) -> Result<Self> {
-        if path == Path::new("-") {
-            if io::stdout().is_terminal() {
-                return Err(Error::Unsupported {
-                    what: "-o - writes a tar to stdout, and that is a terminal".into(),
-                    hint: "redirect it: dewar checkpoint … -o - | ctr images import -".into(),
-                });
-            }
-            let folder = tempfile::Builder::new().prefix("dewar-").tempdir().at("write into", std::env::temp_dir())?;
-            return Ok(Self::Stdout { layout: Layout::fleeting(folder.path())?, _folder: folder });
-        }
-        if path.extension().is_none_or(|extension| extension != "tar") {
-            return Ok(Self::Directory(Layout::to_fill(path)?));
-        }
-        if fs::symlink_metadata(path).is_ok() {
-            return Err(Error::Unsupported {
-                what: format!("{} exists and is not overwritten; nothing was written", path.display()),
-                hint: "choose another name".into(),
-            });
-        }
-        let beside = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let folder = tempfile::Builder::new().prefix(".dewar-").tempdir_in(beside).at("write into", beside)?;
-        let layout = Layout::open_or_create(folder.path())?;
-        Ok(Self::Tar { path: path.to_owned(), layout, _folder: folder })
-    }
-
-    fn layout(&self) -> &Layout {
-        match self {
-            Self::Directory(layout) | Self::Tar { layout, .. } | Self::Stdout { layout, .. } => layout,
-        }
-    }
-
-    /// Writes the tar form, if that was asked and there is something in it.
-    fn finish(&self, out: &mut dyn Write, filled: bool) -> Result<()> {
-        match self {
-            Self::Stdout { layout, .. } if filled => archive::write(layout, out),
-            Self::Tar { path, layout, _folder: folder } if filled => {
-                let made = archive::turn_into_file(layout, folder.path())?;
-                let made = tempfile::TempPath::try_from_path(made).at("find", path)?;
-                made.persist_noclobber(path).map_err(|e| e.error).at("create", path)?;
-                let beside = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-                File::open(beside).and_then(|dir| dir.sync_all()).at("sync", beside)
-            }
-            _ => Ok(()),
-        }
-    }
 }

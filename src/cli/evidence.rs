@@ -62,7 +62,18 @@ pub fn run(layout: &Layout, wanted: Option<&str>, part: Part, out: &mut dyn Writ
         }
         Part::Signature | Part::Summary | Part::Schema => names::EVIDENCE_SIGNATURE,
     };
-    records::copy(layout, attached.part(media_type).ok_or_else(not_signed)?, out)
+    let lacking = || match attached.record.sealed {
+        Some(_) if part == Part::Sources => sealed(),
+        _ => not_signed(),
+    };
+    records::copy(layout, attached.part(media_type).ok_or_else(lacking)?, out)
+}
+
+fn sealed() -> Error {
+    Error::Unsupported {
+        what: "the list of sources is sealed".into(),
+        hint: "dewar unseal gives the layout with the whole record".into(),
+    }
 }
 
 fn not_signed() -> Error {
@@ -138,6 +149,10 @@ fn facts(attached: &Attached) -> Vec<(&'static str, String)> {
         let (name, id) = (text(&suspect.hostname), text(&suspect.machine_id));
         let (os, zone) = (text(&suspect.os), text(&suspect.time_zone));
         ("suspect", format!("{name} at {}, {os}, machine id {id}, time zone {zone}", suspect.sysroot.text))
+    }));
+    lines.extend(record.sealed.as_ref().map(|sealed| {
+        let whole = "what is about the container stands in the record within, for who can unseal it";
+        ("sealed", format!("to {} recipients; {whole}", sealed.recipients))
     }));
     lines.push(match &record.signer {
         Some(signer) => ("signer", format!("{} key {}", signer.algorithm, signer.key_id)),

@@ -3,8 +3,11 @@
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use dewar::{
-    error::{At, Result},
-    job::inspect::{self, Checkpoint, Depth, layer::LayerEntry, process},
+    error::{At, Error, Result},
+    job::{
+        inspect::{self, Checkpoint, Depth, layer::LayerEntry, process},
+        sealed::{self, Outside},
+    },
     layout::Layout,
     name::AnyText,
     oci::{account::Account, names},
@@ -55,9 +58,17 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode> {
         (false, true) => Depth::Processes,
         (false, false) => Depth::Short,
     };
-    let all = inspect::inspect(&layout, reference, depth)?;
+    let closed = sealed::outside(&layout, reference)?;
+    let all = match reference {
+        Some(_) if !closed.is_empty() => Vec::new(),
+        _ => inspect::inspect(&layout, reference, depth)?,
+    };
     if args.json {
-        render::json(out, &all)?;
+        let told = |e: serde_json::Error| Error::malformed("what was found", e);
+        let open = all.iter().map(serde_json::to_value).collect::<std::result::Result<Vec<_>, _>>().map_err(told)?;
+        let closed =
+            closed.iter().map(serde_json::to_value).collect::<std::result::Result<Vec<_>, _>>().map_err(told)?;
+        render::json(out, &[open, closed].concat())?;
     } else {
         for (i, checkpoint) in all.iter().enumerate() {
             if i > 0 {
@@ -65,8 +76,29 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode> {
             }
             show(checkpoint, out)?;
         }
+        for (i, outside) in closed.iter().enumerate() {
+            if i > 0 || !all.is_empty() {
+                render::print(out, "")?;
+            }
+            show_sealed(outside, out)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What can be told of what cannot be read.
+fn show_sealed(c: &Outside, out: &mut dyn Write) -> Result<()> {
+    let recipients = c.recipients.map_or("nobody knows how many".into(), |n| n.to_string());
+    let readable = c.readable.iter().map(String::as_str).chain(c.evidence.then_some("its acquisition record"));
+    let readable: Vec<_> = readable.collect();
+    let lines = [
+        ("sealed", format!("to {recipients} recipients: dewar unseal -i IDENTITY -o LAYOUT opens it")),
+        ("digest", c.digest.clone()),
+        ("created", c.created.clone()),
+        ("stored", format!("{} in {} age files", size(c.size), c.blobs)),
+        ("readable", if readable.is_empty() { "nothing".into() } else { readable.join(", ") }),
+    ];
+    lines.iter().try_for_each(|(key, value)| render::print(out, safe(&format!("{key:12} {value}")).trim_end()))
 }
 
 fn show(c: &Checkpoint, out: &mut dyn Write) -> Result<()> {

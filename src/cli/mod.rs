@@ -23,11 +23,14 @@ mod diff;
 mod evidence;
 mod fsck;
 mod inspect;
+mod keys;
 mod ls;
+mod output;
 mod progress;
 mod render;
 mod thaw;
 mod timeline;
+mod unseal;
 mod verify;
 mod whois;
 
@@ -76,6 +79,8 @@ enum Command {
     Checkpoint(Box<checkpoint::Args>),
     /// Show what a bundle holds
     Inspect(inspect::Args),
+    /// Decrypt a sealed bundle: the layout that it would have been
+    Unseal(unseal::Args),
     /// Check every digest, tar and image of a layout
     Verify(verify::Args),
     /// List what a container added, changed and deleted in its image
@@ -169,7 +174,10 @@ impl Opened {
 impl Cli {
     /// True if it looks into stores: what only serves it, or reads bundles, needs no view of the machine of its own.
     pub fn reads_stores(&self) -> bool {
-        !matches!(self.command, Command::Inspect(_) | Command::Verify(_) | Command::Thaw(_) | Command::Watchdog)
+        !matches!(
+            self.command,
+            Command::Inspect(_) | Command::Unseal(_) | Command::Verify(_) | Command::Thaw(_) | Command::Watchdog
+        )
     }
 
     /// Runs the command; its result goes to `out`, everything else to stderr.
@@ -181,9 +189,10 @@ impl Cli {
                 if args.wants_evidence() {
                     ledger::open();
                 }
-                globals.look_writing(&[args.output()], |hosts, ns| checkpoint::run(&args, hosts, ns, out))
+                globals.look_writing(&args.written(), |hosts, ns| checkpoint::run(&args, hosts, ns, out))
             }
             Command::Inspect(args) => inspect::run(&args, out),
+            Command::Unseal(args) => unseal::run(&args, out),
             Command::Verify(args) => verify::run(&args, out),
             Command::Diff(args) => globals.look(|hosts, ns| diff::run(&args, hosts, ns, out)),
             Command::Timeline(args) => globals.look(|hosts, ns| timeline::run(&args, hosts, ns, out)),

@@ -1,20 +1,19 @@
 //! `dewar verify`.
 
 use std::{
-    fs::File,
-    io::{Read, Write},
+    io::Write,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use dewar::{
-    error::{At, Error, Result},
+    error::{Error, Result},
     evidence::sign::Trusted,
     job::verify,
     layout::Layout,
 };
 
-use super::{FINDINGS, render};
+use super::{FINDINGS, keys, render};
 
 /// Arguments of `verify`.
 #[derive(clap::Args)]
@@ -25,6 +24,9 @@ pub struct Args {
     /// one of these
     #[arg(long, value_name = "KEY")]
     trust: Vec<PathBuf>,
+    /// Open what is sealed with the secret keys in this file, as age-keygen writes it, and check that too; again: any of these
+    #[arg(short, long, value_name = "FILE")]
+    identity: Vec<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -33,7 +35,8 @@ pub struct Args {
 /// Exit status 0: sound; 1: findings; 2: could not look.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode> {
     let trust = args.trust.iter().map(|path| trusted(path)).collect::<Result<Vec<_>>>()?;
-    let verdict = verify::verify_trusting(&Layout::open(&args.layout)?, &trust)?;
+    let keys = keys::identities(&args.identity)?;
+    let verdict = verify::verify_opening(&Layout::open(&args.layout)?, &trust, keys.as_ref())?;
     if args.json {
         render::json(out, &verdict)?;
     } else {
@@ -49,11 +52,6 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode> {
     Ok(if verdict.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FINDINGS) })
 }
 
-/// A public key is one line, or three.
-const MAX_KEY: u64 = 64 << 10;
-
 fn trusted(path: &Path) -> Result<Trusted> {
-    let mut text = String::new();
-    File::open(path).at("read the key", path)?.take(MAX_KEY).read_to_string(&mut text).at("read the key", path)?;
-    Trusted::parse(&text).map_err(|why| Error::malformed(path, why))
+    Trusted::parse(&keys::text(path)?).map_err(|why| Error::malformed(path, why))
 }

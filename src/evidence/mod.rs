@@ -68,6 +68,21 @@ pub struct Record {
     /// Whose key signed this record; absent: it is not signed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signer: Option<Signer>,
+    /// In the record of a sealed checkpoint, which everybody can read: what is about the container is left out of it, and
+    /// stands in the record within.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<Sealed>,
+}
+
+/// That a checkpoint is sealed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Sealed {
+    /// To how many recipients.
+    pub recipients: u64,
+    /// The digest of the whole record, which is sealed.
+    #[cfg_attr(test, schemars(with = "String"))]
+    pub record: Digest,
 }
 
 /// What the examiner said.

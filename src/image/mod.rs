@@ -156,7 +156,7 @@ impl Export<'_> {
         match self.content.document(&descriptor.digest) {
             Ok(Some(bytes)) => {
                 if self.carry && !self.staging.has(&descriptor.digest, bytes.len() as u64) {
-                    self.staging.blob_of(&bytes)?;
+                    self.staging.plain_blob_of(&bytes)?;
                 }
                 return Ok(Some(bytes));
             }

@@ -252,7 +252,7 @@ fn finish(
     recreated: Recreated,
     staging: &Staging,
 ) -> Result<Made> {
-    let Blob { digest, size } = staging.blob_of(&config)?;
+    let Blob { digest, size } = staging.plain_blob_of(&config)?;
     let described = Descriptor::new(names::CONFIG, digest, size);
     let layers: Vec<_> =
         layers.into_iter().map(|l| Descriptor { media_type: oci_type(&l.media_type).to_owned(), ..l }).collect();
@@ -272,7 +272,7 @@ fn finish(
     }
     manifest["annotations"] = annotations;
     let bytes = serde_json::to_vec(&manifest).map_err(|e| Error::malformed("image manifest", e))?;
-    let Blob { digest, size } = staging.blob_of(&bytes)?;
+    let Blob { digest, size } = staging.plain_blob_of(&bytes)?;
     let manifest = Manifest { config: described, layers, artifact_type: None, subject: None };
     Ok(Made { target: Descriptor::new(names::MANIFEST, digest, size), local: Local { manifest, config }, recreated })
 }
@@ -420,7 +420,7 @@ enum Sink {
 
 impl Sink {
     fn open(staging: &Staging, compressed: bool) -> Result<Self> {
-        let blob = staging.blob()?;
+        let blob = staging.plain_blob()?;
         // No name and no time in the header: same bytes in, same bytes out.
         let gzip = |blob| Self::Gzip(Box::new(GzBuilder::new().write(blob, Compression::new(GZIP_LEVEL))));
         Ok(if compressed { gzip(blob) } else { Self::Plain(Box::new(blob)) })

@@ -132,7 +132,8 @@ pub fn checkpoint(
     let memory = run.memory(&target, &taken);
     let target = run.restorable(target, taken.images.is_some());
     let parts = run.seal(target, base, taken, files, mounts, &staging, &reference)?;
-    let mut attach = |entries: &[_]| run.evidence(&diary, &places, &parts, &staging, entries);
+    let mut attach =
+        |entries: &[_], within: Option<&_>| run.evidence(&diary, &places, &parts, &staging, (entries, within));
     let bundle = bundle::write(layout, &staging, &parts, bundle::containerd::write, &mut attach)?;
     staging.close()?;
     let frozen = released.frozen;
@@ -249,7 +250,7 @@ impl Run<'_> {
         staging: &Staging,
     ) -> Result<Option<Ready<'a>>> {
         let Some(task) = target.task.live().filter(|_| self.options.memory != Memory::Never) else { return Ok(None) };
-        let room = space::check(&self.store.host, task, layout.dir());
+        let room = space::check(&self.store.host, task, layout.work());
         let Some(note) = self.or_none(room)? else { return Ok(None) };
         self.notes.extend(note);
         let Some(criu) = criu else { return Ok(None) };
@@ -361,11 +362,15 @@ impl Run<'_> {
         places: &[PathBuf],
         parts: &Parts,
         staging: &Staging,
-        entries: &[Descriptor],
+        (entries, within): (&[Descriptor], Option<&Descriptor>),
     ) -> Result<Option<Descriptor>> {
         let Some(wanted) = &self.options.evidence else { return Ok(None) };
         let scene = Scene { store: self.store, wanted, diary, places, parts, notes: &self.notes };
-        match scene.attach(staging, entries) {
+        let attached = match within {
+            Some(within) => evidence::attach_beside(wanted, staging, entries, within),
+            None => scene.attach(staging, entries),
+        };
+        match attached {
             Err(Error::Interrupted) => Err(Error::Interrupted),
             Err(e) => {
                 self.findings.push(format!("the acquisition record could not be made: {}", with_causes(&e)));

@@ -130,6 +130,12 @@ impl Assembly {
         out.flush().at("write", "the tar")
     }
 
+    /// Removes the files of its content.
+    pub fn remove_content(&self) -> Result<()> {
+        let paths = self.members.iter().filter_map(|member| member.content.as_ref());
+        paths.into_iter().try_for_each(|path| fs::remove_file(path).at("remove", path))
+    }
+
     /// Makes it a file in `dir`, which lies on the same file system as the content. The files of the content are used up,
     /// also after an error.
     pub fn into_file(self, dir: &Path, wants_digest: bool) -> Result<Assembled> {

@@ -23,6 +23,7 @@ use std::{
 use nix::fcntl::OFlag;
 
 use crate::{
+    crypt::Recipients,
     digest::Digest,
     error::{At, Error, Result},
 };
@@ -36,6 +37,7 @@ pub mod read;
 mod staging;
 pub mod told;
 pub mod untar;
+mod vault;
 
 use assembly::Assembly;
 pub use blob::{Blob, BlobWriter};
@@ -52,11 +54,26 @@ pub struct Layout {
     dir: PathBuf,
     /// Of a layout that will only be streamed: the tars that need not be put together for that.
     loose: Option<Arc<Mutex<BTreeMap<Digest, Assembly>>>>,
+    /// To whom what runs write is sealed.
+    recipients: Option<Recipients>,
+    /// Where runs keep what is not sealed yet.
+    work: Option<PathBuf>,
 }
 
 impl Layout {
     fn at(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), loose: None }
+        Self { dir: dir.to_owned(), loose: None, recipients: None, work: None }
+    }
+
+    /// The same, for runs that seal what they write to `recipients`, and keep in `work`, or else in the layout, what is not
+    /// sealed yet.
+    pub fn sealed_to(self, recipients: Recipients, work: Option<PathBuf>) -> Self {
+        Self { recipients: Some(recipients), work, ..self }
+    }
+
+    /// Where runs keep what is on its way: memory as CRIU writes it, files as they are captured.
+    pub fn work(&self) -> &Path {
+        self.work.as_deref().unwrap_or(&self.dir)
     }
 
     /// Makes one in the empty directory `dir` that will only be streamed by [`archive::write`], and then removed: what

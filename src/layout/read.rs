@@ -47,7 +47,7 @@ impl Layout {
     }
 
     /// The manifest that this one refers to (OCI image spec 1.1, `manifest.md`, `subject`).
-    fn subject(&self, of: &Descriptor) -> Result<Option<Descriptor>> {
+    pub fn subject(&self, of: &Descriptor) -> Result<Option<Descriptor>> {
         let path = self.blob_path(&of.digest);
         let parsed = |bytes: Vec<u8>| serde_json::from_slice::<Manifest>(&bytes).map_err(|e| Error::malformed(path, e));
         Ok(if of.is_manifest() { parsed(self.document(&of.digest)?)?.subject } else { None })

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufReader, Read, Seek},
+    io::{self, BufReader, Read},
     path::Path,
 };
 
@@ -35,8 +35,13 @@ pub struct Entry<'a> {
 /// Reads the tar in the blob at `path`, plain, gzip or zstd by its first bytes; calls `each` with every entry.
 ///
 /// Yields the digest of the plain tar (the diff id). Trailing bytes after the end marker are read and hashed too.
-pub fn walk(path: &Path, mut each: impl FnMut(Entry<'_>) -> io::Result<()>) -> Result<Digest> {
-    let mut plain = Hashing { from: plain(path)?, hasher: Hasher::default() };
+pub fn walk(path: &Path, each: impl FnMut(Entry<'_>) -> io::Result<()>) -> Result<Digest> {
+    walk_in(open_regular(path)?, path, each)
+}
+
+/// The same of a tar that is read from elsewhere; `path` is its name in errors.
+pub fn walk_in(from: impl Read, path: &Path, mut each: impl FnMut(Entry<'_>) -> io::Result<()>) -> Result<Digest> {
+    let mut plain = Hashing { from: plain(from, path)?, hasher: Hasher::default() };
     let walked = entries(&mut plain, skip, &mut |entry, _| each(entry));
     let walked = walked.and_then(|()| io::copy(&mut plain, &mut io::sink()));
     interrupt::check()?;
@@ -46,7 +51,7 @@ pub fn walk(path: &Path, mut each: impl FnMut(Entry<'_>) -> io::Result<()>) -> R
 
 /// As [`walk`]; `each` also gets all that the tar says of the inode.
 pub fn inodes(path: &Path, mut each: impl FnMut(Entry<'_>, Told) -> io::Result<()>) -> Result<Digest> {
-    let mut plain = Hashing { from: plain(path)?, hasher: Hasher::default() };
+    let mut plain = Hashing { from: plain(open_regular(path)?, path)?, hasher: Hasher::default() };
     let walked = entries(&mut plain, skip, &mut |entry, stood| {
         let told = Told::of(stood.header, &stood.said.records, stood.said.link.as_deref())?;
         each(entry, told)
@@ -100,16 +105,14 @@ impl Seekable {
     }
 }
 
-fn plain(path: &Path) -> Result<Box<dyn Read>> {
-    let mut head = [0; 4];
-    let mut file = open_regular(path)?;
-    let got = file.read(&mut head).at("read", path)?;
-    file.rewind().at("read", path)?;
-    let file = BufReader::with_capacity(1 << 18, file);
-    Ok(match head.get(..got) {
-        Some([0x1f, 0x8b, ..]) => Box::new(MultiGzDecoder::new(file)),
-        Some([0x28, 0xb5, 0x2f, 0xfd]) => Box::new(zstd::Decoder::with_buffer(file).at("read", path)?),
-        _ => Box::new(file),
+fn plain<'r>(mut from: impl Read + 'r, path: &Path) -> Result<Box<dyn Read + 'r>> {
+    let mut head = Vec::new();
+    from.by_ref().take(4).read_to_end(&mut head).at("read", path)?;
+    let whole = io::Cursor::new(head.clone()).chain(BufReader::with_capacity(1 << 18, from));
+    Ok(match head.as_slice() {
+        [0x1f, 0x8b, ..] => Box::new(MultiGzDecoder::new(whole)),
+        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::Decoder::with_buffer(whole).at("read", path)?),
+        _ => Box::new(whole),
     })
 }
 

@@ -7,4 +7,5 @@ pub mod image;
 pub mod names;
 pub mod raw;
 pub mod runtime;
+pub mod sealed;
 pub mod volatile;

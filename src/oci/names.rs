@@ -57,6 +57,15 @@ pub const EVIDENCE_OF: &str = "org.dewar.evidence.of";
 /// On a signature: the SHA-256 of the public key (its SubjectPublicKeyInfo, DER).
 pub const EVIDENCE_KEY: &str = "org.dewar.evidence.key";
 
+/// A sealed checkpoint: the `artifactType` of its manifest, whose layers are age files ([`super::sealed`]).
+pub const SEALED: &str = "application/vnd.dewar.sealed.v1";
+/// Its first layer: what the others are, [`super::sealed::Contents`].
+pub const SEALED_CONTENTS: &str = "application/vnd.dewar.sealed.contents.v1+age";
+/// Its other layers: a blob each. What of, only the contents say.
+pub const SEALED_BLOB: &str = "application/vnd.dewar.sealed.blob.v1+age";
+/// On its entry in `index.json`: to how many recipients it is sealed.
+pub const SEALED_RECIPIENTS: &str = "org.dewar.sealed.recipients";
+
 /// The name under which `ctr images import` records an entry of `index.json`.
 pub const IMAGE_NAME: &str = "io.containerd.image.name";
 /// OCI's name of an entry; in a checkpoint index, the base image's name.

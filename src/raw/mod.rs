@@ -27,8 +27,7 @@ use files::Known;
 use tar::Tar;
 
 use crate::{
-    digest::Hasher,
-    error::{At, Error, Result},
+    error::{Error, Result},
     freeze::{Frozen, Still},
     host::{Host, mounts},
     interrupt,
@@ -120,13 +119,7 @@ fn whole(host: &Host, still: &Still, options: Options, staging: &Staging) -> Res
 
 /// Hashes and syncs a capture, and makes it a blob. The container runs again.
 pub fn seal(captured: &Captured, staging: &Staging) -> Result<Blob> {
-    let mut hasher = Hasher::default();
-    sparse::each_block(&captured.file, "the raw capture", |block| {
-        hasher.update(block);
-        Ok(())
-    })?;
-    captured.file.sync_all().at("sync", &captured.path)?;
-    staging.adopt(&captured.path, hasher.finish(), captured.size)
+    staging.take_in(&captured.file, &captured.path, captured.size)
 }
 
 /// A capture under way.

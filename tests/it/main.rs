@@ -42,6 +42,8 @@ mod rebuild;
 mod ruins;
 /// Layers and bind mounts: what is written restores to what was there.
 mod rw;
+/// What is sealed says nothing without a key, and gives the same bytes back with one.
+mod seal;
 /// What is written once, or not at all.
 mod shared;
 /// Snapshotters that keep no overlay of the kernel's: what is not here is named, what was not unmounted is said.

@@ -25,6 +25,7 @@ mod rebuild; // images whose layers are gone are made again from their snapshots
 mod refusal; // what stands in the way is said, and the rest comes home
 mod ruins; // without meta.db, and without more: what lives comes home and comes back
 mod runtimes; // crun, an unknown runtime, a damaged state: frozen and carried, or refused
+mod seal; // sealed: no plaintext is ever on the disk, and it comes back
 mod snapshotters; // containerd's other snapshotters: btrfs, blockfile, erofs
 mod timeline; // when what happened: planted truth, and mactime
 mod tools; // other people's tools open what is written, and show the same files

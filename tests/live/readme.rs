@@ -15,6 +15,10 @@ const KEY: &str = "-----BEGIN PRIVATE KEY-----\n\
     MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n\
     -----END PRIVATE KEY-----";
 
+/// A key of the age project's own tests.
+pub const AGE_KEY: &str = "AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPQ4EGAEX";
+pub const AGE_RECIPIENT: &str = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj";
+
 /// A block fenced ```` ```console ````: its heading, which of that heading's it is, and its commands.
 struct Block {
     heading: String,
@@ -136,6 +140,20 @@ fn the_examples_of_readme_md_bring_redis_home() {
                 let told = lab.sh("dewar verify /mnt/usb/case && dewar inspect /mnt/usb/case --evidence");
                 assert!(told.starts_with("sound") && told.contains("A. Doe") && told.contains("Ed25519 key"), "{told}");
                 lab.sh("umount /mnt/image");
+            }
+            ("Secrets", 0) => {
+                let Some(other) = node() else { return };
+                lab = other;
+                lab.kill_containerd();
+                // age is not the lab's.
+                lab.sh(&format!("mkdir -p /dev/shm; echo '{AGE_KEY}' > key.txt"));
+                let fill = |command: &str| match command.starts_with("age-keygen") {
+                    true => "true".to_owned(),
+                    false => command.replace("$(age-keygen -y key.txt)", AGE_RECIPIENT),
+                };
+                run(&lab, &block, 0, fill);
+                let told = lab.sh("dewar verify /mnt/usb/rescue -i key.txt; ls -A /dev/shm");
+                assert!(told.starts_with("sound") && told.lines().count() == 1, "{told}");
             }
             (heading, nth) => panic!("README.md: nothing runs block {nth} under {heading:?}: {:?}", block.commands),
         }

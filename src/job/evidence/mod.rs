@@ -19,7 +19,7 @@ use crate::{
     error::{At, Error, Result},
     evidence::{self, AnyText, Case, Document, Output, Place, Protection, Record, Run, Skipped, Subject, sign::Key},
     host::{Host, ground, shield},
-    layout::{Staging, read},
+    layout::{Blob, Staging, read},
     name::AnyPath,
     oci::{
         image::{Descriptor, Index, Manifest},
@@ -30,9 +30,11 @@ use crate::{
 
 pub mod diary;
 mod machine;
+mod sealed;
 mod sources;
 
 pub use diary::Diary;
+pub use sealed::attach as attach_beside;
 use sources::Tree;
 
 /// What the user asked for.
@@ -142,8 +144,9 @@ impl Scene<'_> {
             outputs,
             sums: Document { digest: sums.digest, size: sums.size },
             signer: self.wanted.key.as_ref().map(|key| key.signer()),
+            sealed: None,
         };
-        artifact(staging, &record, subject, self.wanted.key.as_deref())
+        artifact(staging, &record, subject, self.wanted.key.as_deref(), Staging::blob_of)
     }
 
     /// The trees that are listed, in the order in which they were read.
@@ -270,7 +273,13 @@ fn children(staging: &Staging, of: &Descriptor) -> Result<Vec<Descriptor>> {
 }
 
 /// The record, the sources, the sums and the signature as an artifact about `subject`.
-fn artifact(staging: &Staging, record: &Record, subject: &Descriptor, key: Option<&Key>) -> Result<Descriptor> {
+fn artifact(
+    staging: &Staging,
+    record: &Record,
+    subject: &Descriptor,
+    key: Option<&Key>,
+    store: fn(&Staging, &[u8]) -> Result<Blob>,
+) -> Result<Descriptor> {
     let mut bytes = serde_json::to_vec_pretty(record).map_err(|e| Error::malformed("evidence", e))?;
     bytes.push(b'\n');
     if bytes.len() as u64 > read::MAX_DOCUMENT {
@@ -278,18 +287,17 @@ fn artifact(staging: &Staging, record: &Record, subject: &Descriptor, key: Optio
         return Err(Error::malformed("the record", why));
     }
     let layer = |media_type: &str, document: Document| Descriptor::new(media_type, document.digest, document.size);
-    let blob = staging.blob_of(&bytes)?;
-    let mut layers = vec![
-        Descriptor::new(names::EVIDENCE, blob.digest, blob.size),
-        layer(names::EVIDENCE_SOURCES, record.sources.list),
-        layer(names::EVIDENCE_SUMS, record.sums),
-    ];
+    let blob = store(staging, &bytes)?;
+    let mut layers = vec![Descriptor::new(names::EVIDENCE, blob.digest, blob.size)];
+    // Where they are sealed they are a layer of the sealed checkpoint.
+    layers.extend(record.sealed.is_none().then(|| layer(names::EVIDENCE_SOURCES, record.sources.list)));
+    layers.push(layer(names::EVIDENCE_SUMS, record.sums));
     if let (Some(key), Some(signer)) = (key, &record.signer) {
-        let signature = staging.blob_of(&key.sign(&bytes))?;
+        let signature = store(staging, &key.sign(&bytes))?;
         let signature = Descriptor::new(names::EVIDENCE_SIGNATURE, signature.digest, signature.size);
         layers.push(signature.with(names::EVIDENCE_KEY, &signer.key_id));
     }
-    let config = staging.blob_of(b"{}")?;
+    let config = store(staging, b"{}")?;
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": names::MANIFEST,
@@ -298,7 +306,7 @@ fn artifact(staging: &Staging, record: &Record, subject: &Descriptor, key: Optio
         "layers": layers,
         "subject": Descriptor::new(&subject.media_type, subject.digest, subject.size),
     });
-    let manifest = staging.blob_of(manifest.to_string().as_bytes())?;
+    let manifest = store(staging, manifest.to_string().as_bytes())?;
     // No name: what has one becomes an image where it is imported.
     let mut entry = Descriptor::new(names::MANIFEST, manifest.digest, manifest.size);
     entry.rest.insert("artifactType".into(), Value::from(names::EVIDENCE));

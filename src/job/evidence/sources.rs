@@ -67,7 +67,7 @@ impl List {
     }
 
     fn tree(&mut self, staging: &Staging, tree: &Tree, entries: &mut Entries) -> Result<()> {
-        untar::walk(&staging.blob_path(&tree.tar), |entry| {
+        untar::walk_in(staging.open(&tree.tar)?, &staging.blob_path(&tree.tar), |entry| {
             let name = entry.name.strip_suffix(b"/").unwrap_or(&entry.name);
             let stat = entries.take(name).map_err(io::Error::other)?.and_then(|told| told.stat);
             let is_mark = stat.is_none() && name.rsplit(|&b| b == b'/').next().is_some_and(|n| n.starts_with(b".wh."));

@@ -41,8 +41,10 @@ impl Verify<'_> {
         for (i, layer) in manifest.layers.iter().enumerate() {
             whole &= self.blob(&format!("{at} > layer {i}"), layer)?;
         }
-        if manifest.artifact_type.as_deref() != Some(names::EVIDENCE) {
-            return Ok(());
+        match manifest.artifact_type.as_deref() {
+            Some(names::SEALED) if whole => return self.sealed(at, entry, &manifest),
+            Some(names::EVIDENCE) => {}
+            _ => return Ok(()),
         }
         if entry.seal().is_none() {
             self.find(at, "its entry in index.json has lost its seal: it was changed");
@@ -70,16 +72,13 @@ impl Verify<'_> {
     }
 
     fn record(&mut self, at: &str, manifest: &Manifest, met: &mut Met) -> Result<()> {
-        let [record, list, sums] = [names::EVIDENCE, names::EVIDENCE_SOURCES, names::EVIDENCE_SUMS]
-            .map(|media_type| self.part(at, manifest, media_type).cloned());
-        let (Some(record), Some(list), Some(sums)) = (record, list, sums) else { return Ok(()) };
+        let [record, sums] =
+            [names::EVIDENCE, names::EVIDENCE_SUMS].map(|media_type| self.part(at, manifest, media_type).cloned());
+        let (Some(record), Some(sums)) = (record, sums) else { return Ok(()) };
         let Some(bytes) = self.document(at, &record.digest) else { return Ok(()) };
         let Some(record) = self.find_if(at, serde_json::from_slice::<Record>(&bytes)) else { return Ok(()) };
         let is =
             |document: Document, layer: &Descriptor| (document.digest, document.size) == (layer.digest, layer.size);
-        if !is(record.sources.list, &list) {
-            self.find(at, "the list of sources beside the record is not the record's");
-        }
         if !is(record.sums, &sums) {
             self.find(at, "the list of sums beside the record is not the record's");
         }
@@ -87,7 +86,14 @@ impl Verify<'_> {
             self.find(at, &format!("the record is about {}, and its artifact is not", record.subject.digest));
         }
         self.outputs(at, &record, &sums)?;
-        self.sources(at, &record, &list)?;
+        if record.sealed.is_none()
+            && let Some(list) = self.part(at, manifest, names::EVIDENCE_SOURCES).cloned()
+        {
+            if !is(record.sources.list, &list) {
+                self.find(at, "the list of sources beside the record is not the record's");
+            }
+            self.sources(at, &record, &list)?;
+        }
         let mut signatures = manifest.layers.iter().filter(|layer| layer.media_type == names::EVIDENCE_SIGNATURE);
         let signature = signatures.next().and_then(|layer| self.document(at, &layer.digest));
         self.signature(at, &record, &bytes, signature.as_deref());
@@ -104,7 +110,8 @@ impl Verify<'_> {
             media_type: names::EVIDENCE_SOURCES.into(),
             path: evidence::path_of(&list.digest),
         };
-        let all = record.outputs.iter().chain([&own]);
+        // Where it is sealed it is one of the others.
+        let all = record.outputs.iter().chain(record.sealed.is_none().then_some(&own));
         for output in &record.outputs {
             interrupt::check()?;
             if output.path != evidence::path_of(&output.digest) {
@@ -191,21 +198,25 @@ impl Verify<'_> {
             });
             if is_checkpoint {
                 let own: Vec<_> = records.iter().filter(|met| met.about == Some(entry.digest)).collect();
-                self.trusted(entry, &own, trust);
+                let at = entry.name().map_or_else(|| entry.digest.to_string(), str::to_owned);
+                self.trusted(&at, &own, trust);
             }
+        }
+        for (at, digest) in std::mem::take(&mut self.sealed) {
+            let own: Vec<_> = records.iter().filter(|met| met.about == Some(digest)).collect();
+            self.trusted(&at, &own, trust);
         }
         Ok(())
     }
 
-    fn trusted(&mut self, entry: &Descriptor, records: &[&Met], trust: &[Trusted]) {
-        let at = entry.name().map_or_else(|| entry.digest.to_string(), str::to_owned);
+    fn trusted(&mut self, at: &str, records: &[&Met], trust: &[Trusted]) {
         let signed: Vec<_> = records.iter().filter_map(|met| met.signed.as_ref()).collect();
         let is_by = |key: &Trusted| signed.iter().any(|(bytes, signature)| key.has_signed(bytes, signature));
         match (records.is_empty(), signed.is_empty()) {
-            (true, _) => self.find(&at, "has no acquisition record, and so no signature by a trusted key"),
-            (_, true) => self.find(&at, "its acquisition record is not signed"),
+            (true, _) => self.find(at, "has no acquisition record, and so no signature by a trusted key"),
+            (_, true) => self.find(at, "its acquisition record is not signed"),
             _ if trust.iter().any(is_by) => {}
-            _ => self.find(&at, "its acquisition record is not signed by a trusted key, or the signature is bad"),
+            _ => self.find(at, "its acquisition record is not signed by a trusted key, or the signature is bad"),
         }
     }
 }

@@ -12,6 +12,7 @@ use serde::Serialize;
 mod evidence;
 mod images;
 mod raw;
+mod sealed;
 
 use images::CriuTar;
 use raw::RawTar;
@@ -19,6 +20,7 @@ use raw::RawTar;
 use super::locate::with_causes;
 
 use crate::{
+    crypt::Identities,
     digest::{Digest, Hasher},
     error::{Error, Result},
     evidence::sign::Trusted,
@@ -68,7 +70,12 @@ pub fn verify(layout: &Layout) -> Result<Verdict> {
 
 /// The same; with keys in `trust`, each checkpoint must have a record that one of them signed.
 pub fn verify_trusting(layout: &Layout, trust: &[Trusted]) -> Result<Verdict> {
-    let mut walk = Verify::of(layout);
+    verify_opening(layout, trust, None)
+}
+
+/// The same; what is sealed is opened with `keys`, if there are any.
+pub fn verify_opening(layout: &Layout, trust: &[Trusted], keys: Option<&Identities>) -> Result<Verdict> {
+    let mut walk = Verify { keys, ..Verify::of(layout) };
     let index = layout.index()?;
     walk.top(&index);
     let mut names: BTreeMap<&str, usize> = BTreeMap::new();
@@ -115,13 +122,30 @@ struct Verify<'a> {
     beside: BTreeSet<(String, Vec<u8>)>,
     /// Acquisition records met.
     records: Vec<evidence::Met>,
+    /// What opens what is sealed.
+    keys: Option<&'a Identities>,
+    /// Sealed checkpoints met.
+    sealed: Vec<(String, Digest)>,
 }
 
 impl<'a> Verify<'a> {
     fn of(layout: &'a Layout) -> Self {
         let (sums, tars, seen, findings) = (HashMap::new(), HashMap::new(), BTreeSet::new(), BTreeSet::new());
         let (accounts, beside, records) = (Vec::new(), BTreeSet::new(), Vec::new());
-        Self { layout, sums, tars, depth: 0, seen, findings, bytes: 0, accounts, beside, records }
+        Self {
+            layout,
+            sums,
+            tars,
+            depth: 0,
+            seen,
+            findings,
+            bytes: 0,
+            accounts,
+            beside,
+            records,
+            keys: None,
+            sealed: Vec::new(),
+        }
     }
 
     fn find(&mut self, at: &str, what: &str) {
