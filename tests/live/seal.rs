@@ -52,7 +52,10 @@ fn no_plaintext_is_ever_on_the_disk_and_redis_comes_back() {
     dewar_ok(&lab, &["checkpoint", "redis", "-o", "/mnt/plain/layout", "--compression", "none"]);
     assert_eq!(planted(&lab, "plain"), 2);
     // And where it is staged on the disk, it is found in what has been removed.
-    dewar_ok(&lab, &["checkpoint", "redis", "-o", "/mnt/unstaged/layout", "--seal", AGE_RECIPIENT]);
+    dewar_ok(
+        &lab,
+        &["checkpoint", "redis", "-o", "/mnt/unstaged/layout", "--compression", "none", "--seal", AGE_RECIPIENT],
+    );
     assert!(!lab.try_sh(&format!("grep -rqF {IN_MEMORY} /mnt/unstaged")).status.success());
     assert_eq!(planted(&lab, "unstaged"), 2);
 
