@@ -177,8 +177,8 @@ impl Trace {
     /// flags of mounts once it has a namespace of its own.
     fn offences(&self, subject: &str, allows: &dyn Fn(&Call) -> bool) -> Vec<String> {
         let calls = self.calls();
-        let (mut found, mut todo, mut family) =
-            (Vec::new(), vec![(self.first(&calls), Role::Before, false)], Vec::new());
+        let (first, mut orphans) = self.first(&calls);
+        let (mut found, mut todo, mut family) = (Vec::new(), vec![(first, Role::Before, false)], Vec::new());
         while let Some((pid, mut role, mut is_apart)) = todo.pop() {
             let is_seen = |role| (role != Role::Before).then_some(pid);
             family.extend(is_seen(role));
@@ -192,7 +192,10 @@ impl Trace {
                     "execve" => {}
                     "unshare" => is_apart |= is_done && line.contains("CLONE_NEWNS"),
                     "clone" | "clone3" | "fork" | "vfork" => {
-                        todo.extend(child(line).map(|child| (child, role, is_apart)));
+                        let told = child(line).filter(|child| calls.contains_key(child));
+                        let found = told.or_else(|| orphans.range(pid..).next().copied().filter(|_| is_done));
+                        orphans.retain(|orphan| Some(*orphan) != found);
+                        todo.extend(found.map(|child| (child, role, is_apart)));
                     }
                     _ if role != Role::Subject => {}
                     "mount" if is_apart && is_own_view(line) => {}
@@ -201,17 +204,19 @@ impl Trace {
             }
         }
         assert!(!family.is_empty() || !found.is_empty(), "the subject was not seen: {}", self.said);
+        assert!(orphans.is_empty(), "whose are {orphans:?}? {}", self.said);
         found.retain(|call| !call.ends_one_of(&family));
         let lines: BTreeSet<_> = found.into_iter().map(|call| call.line).collect();
         lines.into_iter().collect()
     }
 
-    /// Whose child nobody is.
-    fn first(&self, calls: &BTreeMap<u32, Vec<String>>) -> u32 {
-        let children: Vec<u32> = calls.values().flatten().filter_map(|line| child(line)).collect();
-        let first: Vec<_> = calls.keys().filter(|pid| !children.contains(pid)).collect();
-        assert_eq!(first.len(), 1, "every process has a parent: {first:?} {}", self.said);
-        *first[0]
+    /// Whose child nobody is: the first, and those that ended before strace could tell what they are called outside. Whose
+    /// these are, the order of numbers tells: each is the next after its parent.
+    fn first(&self, calls: &BTreeMap<u32, Vec<String>>) -> (u32, BTreeSet<u32>) {
+        let children: BTreeSet<u32> = calls.values().flatten().filter_map(|line| child(line)).collect();
+        let mut orphans: BTreeSet<u32> = calls.keys().copied().filter(|pid| !children.contains(pid)).collect();
+        let first = orphans.pop_first().unwrap_or_else(|| panic!("nothing was traced: {}", self.said));
+        (first, orphans)
     }
 }
 
