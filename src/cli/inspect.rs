@@ -50,15 +50,19 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode> {
         let part = if args.json && part == Part::Summary { Part::Record } else { part };
         return evidence::run(&layout, reference, part, out).map(|()| ExitCode::SUCCESS);
     }
+    let closed = sealed::outside(&layout, reference)?;
     if args.files {
-        return list(args, &layout, out).map(|()| ExitCode::SUCCESS);
+        list(args, &layout, &closed, out)?;
+        if !closed.is_empty() {
+            render::warn("files of sealed checkpoints are not listed: dewar unseal -i IDENTITY -o LAYOUT opens them");
+        }
+        return Ok(ExitCode::from(if closed.is_empty() { 0 } else { super::FINDINGS }));
     }
     let depth = match (args.env, args.processes) {
         (true, _) => Depth::Environments,
         (false, true) => Depth::Processes,
         (false, false) => Depth::Short,
     };
-    let closed = sealed::outside(&layout, reference)?;
     let all = match reference {
         Some(_) if !closed.is_empty() => Vec::new(),
         _ => inspect::inspect(&layout, reference, depth)?,
@@ -246,9 +250,9 @@ fn open_file(file: &process::OpenFile) -> String {
 }
 
 /// The layer, line by line, or as one JSON array, whose entries are written as they come.
-fn list(args: &Args, layout: &Layout, out: &mut dyn Write) -> Result<()> {
+fn list(args: &Args, layout: &Layout, closed: &[Outside], out: &mut dyn Write) -> Result<()> {
     let mut written = 0_u64;
-    inspect::files_of(layout, args.reference.as_deref(), &mut |name, entry| {
+    let mut each = |name: &str, entry: LayerEntry| {
         written += 1;
         if !args.json {
             return render::print(out, &line(&entry));
@@ -256,7 +260,11 @@ fn list(args: &Args, layout: &Layout, out: &mut dyn Write) -> Result<()> {
         let text = serde_json::to_string(&Listed { reference: name, entry }).map_err(std::io::Error::from);
         let before = if written == 1 { "[" } else { "," };
         render::print(out, &format!("{before}\n  {}", text.at("write", "stdout")?))
-    })?;
+    };
+    // One that was asked for by name and is sealed is no other's.
+    if args.reference.is_none() || closed.is_empty() {
+        inspect::files_of(layout, args.reference.as_deref(), &mut each)?;
+    }
     if args.json {
         render::print(out, if written == 0 { "[]" } else { "]" })?;
     }

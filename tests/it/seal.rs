@@ -255,6 +255,8 @@ fn only_who_it_is_sealed_to_opens_it() {
     stored       … in 8 age files
     readable     localhost/shop:1
     ");
+    let files = fixed(&sandbox, &["inspect", "out", "--files"]).exits(1);
+    assert!(files.stderr.contains("dewar unseal -i IDENTITY"), "{}", files.stderr);
     let told = fixed(&sandbox, &["inspect", "out", "--json"]).exits(0).json();
     assert_eq!((&told[0]["sealed"], &told[0]["recipients"]), (&json!(true), &json!(2)));
     let entry = sealed_entry(&sandbox.path("out"));
