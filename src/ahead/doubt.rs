@@ -21,7 +21,8 @@ use std::{
 use crate::{
     error::Result,
     freeze::cgroup::Freezer,
-    host::Host,
+    host::{Host, mounts},
+    procfs::map::Map,
     runtime::Task,
     tree::{Meta, Node},
 };
@@ -63,21 +64,28 @@ impl Doubt {
     }
 
     /// Looks, unless it has just looked.
-    pub fn keep_up(&mut self, watch: &Watch) -> Result<()> {
-        if self.last.is_some_and(|last| last.elapsed() < OFTEN) { Ok(()) } else { self.look(watch) }
+    pub fn keep_up(&mut self, watch: &Watch) {
+        if self.last.is_none_or(|last| last.elapsed() >= OFTEN) {
+            self.look(watch);
+        }
     }
 
     /// Looks at all processes of the container. What is found is added: a mapping that has gone may have been stored to.
-    pub fn look(&mut self, watch: &Watch) -> Result<()> {
+    /// Where nobody can look, all is in doubt.
+    pub fn look(&mut self, watch: &Watch) {
         self.last = Some(Instant::now());
         self.loops(watch);
         let (freezer, mut seen) = (Freezer::of(watch.task), BTreeSet::new());
         for _ in 0..MAX_ROUNDS {
             // One that ends may have handed its mappings to a child that is younger than the list.
-            let pids = if watch.everyone { ids(&watch.host.proc).collect() } else { freezer.pids()? };
+            let listed = if watch.everyone { Ok(ids(&watch.host.proc).collect()) } else { freezer.pids() };
+            let Ok(pids): Result<Vec<i32>> = listed else {
+                self.all = true;
+                return;
+            };
             let new: Vec<i32> = pids.into_iter().filter(|pid| seen.insert(*pid)).collect();
             if new.is_empty() {
-                return Ok(());
+                return;
             }
             for pid in new {
                 self.process(watch, pid);
@@ -85,7 +93,6 @@ impl Doubt {
         }
         // Somewhere on a machine somebody forks all the time; and whoever is outside of the container is not held still anyhow.
         self.all |= !watch.everyone;
-        Ok(())
     }
 
     fn process(&mut self, watch: &Watch, pid: i32) {
@@ -110,27 +117,32 @@ impl Doubt {
         let (mut line, mut has_any) = (Vec::new(), false);
         while lines.read_until(b'\n', &mut line)? > 0 {
             has_any = true;
-            if let Some(mapped) = Mapped::parse(&line) {
-                *writes_behind |= mapped.path == b"/[aio]";
-                self.mapped(watch, pid, &mapped);
+            match Map::of_line(line.strip_suffix(b"\n").unwrap_or(&line)) {
+                Some(map) => {
+                    *writes_behind |= map.path == b"/[aio]";
+                    self.mapped(watch, pid, &map);
+                }
+                // A mapping that is not understood may be of any file.
+                None => self.all = true,
             }
             line.clear();
         }
         Ok(has_any)
     }
 
-    fn mapped(&mut self, watch: &Watch, pid: i32, mapped: &Mapped) {
-        if !mapped.is_shared || mapped.inode == 0 || NO_FILES.iter().any(|none| mapped.path.starts_with(none)) {
+    /// What may be written to later counts too, so the permissions of now do not matter.
+    fn mapped(&mut self, watch: &Watch, pid: i32, map: &Map) {
+        if !map.shared || map.inode == 0 || NO_FILES.iter().any(|none| map.path.starts_with(none)) {
             return;
         }
-        self.inodes.insert(mapped.inode);
+        self.inodes.insert(map.inode);
         // Whatever is called so now.
-        let has_file = self.path(watch, mapped.path);
-        if !has_file || mapped.path.ends_with(b" (deleted)") {
-            // Perhaps it has another name.
-            let link = watch.host.proc_of(pid, "map_files").join(mapped.range);
+        let has_file = self.path(watch, &map.path);
+        if !has_file || map.is_deleted() {
+            // Perhaps it has another name. Unlike in `maps`, no zeros stand before the addresses.
+            let link = watch.host.proc_of(pid, "map_files").join(format!("{:x}-{:x}", map.start, map.end));
             match fs::metadata(&link) {
-                Ok(meta) if meta.nlink() == 0 || !is_of_overlay(watch.host, pid, mapped.device) => {
+                Ok(meta) if meta.nlink() == 0 || !is_of_overlay(watch.host, pid, map.device_id) => {
                     self.inodes.insert(meta.ino());
                 }
                 Err(e) if is_gone(&e) => {}
@@ -183,24 +195,10 @@ fn ids(folder: &Path) -> impl Iterator<Item = i32> {
 }
 
 /// True unless the process has a mount of this device that is no overlay: only under overlay a file's inode has several
-/// numbers.
-fn is_of_overlay(host: &Host, pid: i32, device: &[u8]) -> bool {
-    let mounts = fs::read(host.proc_of(pid, "mountinfo")).unwrap_or_default();
-    // maps has hexadecimal numbers, mountinfo decimal ones.
-    let number = |text: &[u8], radix| u32::from_str_radix(std::str::from_utf8(text).ok()?, radix).ok();
-    let pair = |text: &[u8], radix| {
-        let (major, minor) = (text.split(|&byte| byte == b':').next()?, text.split(|&byte| byte == b':').nth(1)?);
-        Some((number(major, radix)?, number(minor, radix)?))
-    };
-    let Some(device) = pair(device, 16) else { return true };
-    let mut kinds = mounts.split(|&byte| byte == b'\n').filter_map(|line| {
-        let mut fields = line.split(|&byte| byte == b' ');
-        let of = pair(fields.nth(2)?, 10)?;
-        let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-        (of == device).then_some(kind)
-    });
-    // Of a device without a mount (System V memory, what was unmounted) nothing is known, and it is in no tree of ours.
-    kinds.next().is_some_and(|kind| kind == b"overlay")
+/// numbers. Of a device without a mount (System V memory, what was unmounted) nothing is known, and it is in no tree of ours.
+fn is_of_overlay(host: &Host, pid: i32, device: (u32, u32)) -> bool {
+    let mounts = mounts::read(&host.proc_of(pid, "mountinfo")).unwrap_or_default();
+    mounts.iter().find(|mount| mount.dev == device).is_some_and(|mount| mount.fs == "overlay")
 }
 
 /// `seq_file` writes a line break in a name as `\012`.
@@ -215,46 +213,58 @@ fn unescaped(name: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A line of `/proc/<pid>/maps`: `55d0-55d1 rw-s 00000000 08:01 1234   /a/path` (proc(5)).
-struct Mapped<'l> {
-    range: &'l str,
-    is_shared: bool,
-    device: &'l [u8],
-    inode: u64,
-    path: &'l [u8],
-}
-
-impl<'l> Mapped<'l> {
-    /// What may be written to later counts too, so the permissions of now do not matter.
-    fn parse(line: &'l [u8]) -> Option<Self> {
-        let mut rest = line.strip_suffix(b"\n").unwrap_or(line);
-        let mut field = || {
-            let at = rest.iter().position(|&byte| byte == b' ').unwrap_or(rest.len());
-            let (field, more) = rest.split_at(at);
-            rest = more.get(1..).unwrap_or_default();
-            field
-        };
-        let (range, permissions, _, device, inode) = (field(), field(), field(), field(), field());
-        let range = std::str::from_utf8(range).ok()?;
-        let inode = std::str::from_utf8(inode).ok()?.parse().ok()?;
-        Some(Self { range, is_shared: permissions.ends_with(b"s"), device, inode, path: rest.trim_ascii_start() })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::{os::unix::fs::symlink, path::PathBuf};
+
     use super::*;
+    use crate::{id::TaskPid, runtime::CgroupVersion};
+
+    /// What is in doubt about a container of process 7, whose `/proc` is made up: its `maps`, and a file under a name that
+    /// they do not have, mapped from 0x400000 on.
+    fn doubted(maps: &str, cgroup: Option<&str>) -> (Doubt, u64) {
+        let temp = tempfile::tempdir().unwrap();
+        let (proc, files) = (temp.path().join("proc"), temp.path().join("proc/7/map_files"));
+        fs::create_dir_all(&files).unwrap();
+        fs::write(proc.join("7/maps"), maps).unwrap();
+        fs::write(proc.join("7/mountinfo"), "36 35 8:1 / / rw - ext4 /dev/sda1 rw\n").unwrap();
+        fs::write(temp.path().join("renamed"), "").unwrap();
+        symlink(temp.path().join("renamed"), files.join("400000-401000")).unwrap();
+        let procs = temp.path().join("cgroup.procs");
+        cgroup.map_or_else(|| fs::create_dir(&procs), |text| fs::write(&procs, text)).unwrap();
+        let task = Task {
+            runtime: "",
+            init: TaskPid { pid: 7, started: 0 },
+            cgroup: temp.path().to_owned(),
+            cgroup_version: CgroupVersion::V1,
+            runtime_bundle: PathBuf::new(),
+            rootfs: PathBuf::new(),
+            external_descriptors: Vec::new(),
+            undumpable: None,
+        };
+        let (host, root) = (Host { proc, ..Host::default() }, Node::open(temp.path()).unwrap());
+        let mut doubt = Doubt::default();
+        doubt.look(&Watch { host: &host, task: &task, root: Some(&root), everyone: false });
+        (doubt, fs::metadata(temp.path().join("renamed")).unwrap().ino())
+    }
 
     #[test]
-    fn a_line_of_maps_is_read_to_its_last_byte() {
-        let line = b"7f00-7f01 rw-s 00000000 fd:0a 1234                       /var/lib/a b\\012c\n";
-        let mapped = Mapped::parse(line).unwrap();
-        assert_eq!(
-            (mapped.range, mapped.is_shared, mapped.device, mapped.inode),
-            ("7f00-7f01", true, &b"fd:0a"[..], 1234)
-        );
-        assert_eq!(unescaped(mapped.path), b"/var/lib/a b\nc");
-        assert!(!Mapped::parse(b"7f00-7f01 rw-p 00000000 00:00 0 \n").unwrap().is_shared);
-        assert!(Mapped::parse(b"garbage").is_none());
+    fn a_file_that_was_renamed_since_it_was_mapped_is_found_by_its_mapping() {
+        let shared = "00400000-00401000 rw-s 00000000 08:01 5                          /gone\n";
+        let (doubt, ino) = doubted(shared, Some("7\n"));
+        assert!(doubt.inodes.contains(&ino) && doubt.inodes.contains(&5) && !doubt.all);
+        let (doubt, ino) = doubted(&shared.replace("rw-s", "rw-p"), Some("7\n"));
+        assert!(!doubt.inodes.contains(&ino) && !doubt.inodes.contains(&5) && !doubt.all);
+    }
+
+    #[test]
+    fn where_nobody_can_look_all_is_in_doubt() {
+        assert!(doubted("garbage\n", Some("7\n")).0.all);
+        assert!(doubted("", None).0.all, "the processes cannot be listed");
+    }
+
+    #[test]
+    fn a_line_break_in_a_name_is_one_again() {
+        assert_eq!(unescaped(b"/var/lib/a b\\012c\\0"), b"/var/lib/a b\nc\\0");
     }
 }

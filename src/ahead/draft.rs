@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// What is done before a file is read while its container runs.
-pub type Before<'b> = dyn FnMut() -> Result<()> + 'b;
+pub type Before<'b> = dyn FnMut() + 'b;
 
 /// Takes the entries of a layer, and makes a draft of them.
 pub struct Drafter<'b> {
@@ -82,7 +82,7 @@ impl<'b> Drafter<'b> {
 
 impl Sink for Drafter<'_> {
     fn has(&mut self, _: &[u8], _: &Meta, _: u64) -> Result<bool> {
-        (self.before)()?;
+        (self.before)();
         self.instant = now();
         Ok(false)
     }

@@ -70,7 +70,7 @@ pub fn whole<T>(
     staging: &Staging,
     pack: impl FnOnce(&mut dyn Sink) -> Result<T>,
 ) -> Result<(Tar, T)> {
-    let mut before = || Ok(());
+    let mut before = || {};
     let mut drafter = Drafter::begin(how, staging, false, &mut before)?;
     let packed = pack(&mut drafter)?;
     Ok((Tar(Form::Whole(drafter.finish(how)?)), packed))

@@ -83,7 +83,16 @@ impl Seal {
                 hint: "give --seal or --seal-file, too".into(),
             });
         }
-        match fs::metadata(dir).at("look at", dir)?.is_dir() {
+        let is_dir = match fs::metadata(dir) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::NotFound {
+                    what: format!("the directory {} of --staging", dir.display()),
+                    hint: "make it first, on a tmpfs if no plaintext may be on a disk (mkdir /dev/shm/staging)".into(),
+                });
+            }
+            looked => looked.at("look at", dir)?.is_dir(),
+        };
+        match is_dir {
             // CRIU is started elsewhere.
             true => fs::canonicalize(dir).at("find", dir).map(Some),
             false => Err(Error::malformed(dir, "is no directory")),

@@ -192,28 +192,6 @@ pub struct Pipe {
     pub pipe: u32,
 }
 
-/// `include/net/tcp_states.h`.
-const STATES: [&str; 13] = [
-    "",
-    "ESTABLISHED",
-    "SYN_SENT",
-    "SYN_RECV",
-    "FIN_WAIT1",
-    "FIN_WAIT2",
-    "TIME_WAIT",
-    "CLOSE",
-    "CLOSE_WAIT",
-    "LAST_ACK",
-    "LISTEN",
-    "CLOSING",
-    "NEW_SYN_RECV",
-];
-
-/// The name of a state of TCP, by which unix sockets go too.
-pub fn state_name(state: u32) -> &'static str {
-    usize::try_from(state).ok().and_then(|state| STATES.get(state)).copied().unwrap_or_default()
-}
-
 /// The name of a socket's type.
 pub fn type_name(kind: u32) -> &'static str {
     match kind {

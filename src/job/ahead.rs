@@ -2,14 +2,21 @@
 
 use std::{panic::resume_unwind, thread};
 
-use super::{checkpoint::Run, evidence::RW_LAYER, locate::Target, memory::Taken, report::Stage};
+use super::{
+    checkpoint::Run,
+    evidence::RW_LAYER,
+    locate::{Target, with_causes},
+    memory::Taken,
+    report::Stage,
+};
 use crate::{
     binds,
     dump::Ready,
-    error::Result,
+    error::{Error, Result},
     freeze::Still,
     layout::Staging,
     ledger,
+    runtime::Task,
     rw::{self, Draft},
 };
 
@@ -23,10 +30,23 @@ pub(super) struct Ahead {
 }
 
 impl Run<'_> {
-    /// What can be copied of a live container's files before it is held still.
-    pub(super) fn ahead(&self, target: &Target, staging: &Staging, progress: &dyn Fn(Stage)) -> Result<Ahead> {
+    /// What can be copied of a live container's files before it is held still. Whatever stands in the way, they come home:
+    /// then they are read while it is.
+    pub(super) fn ahead(&mut self, target: &Target, staging: &Staging, progress: &dyn Fn(Stage)) -> Result<Ahead> {
         let Some(task) = target.task.live() else { return Ok(Ahead::default()) };
         progress(Stage::Ahead);
+        match self.copy_ahead(task, target, staging) {
+            Err(e) if !matches!(e, Error::Interrupted) => {
+                let why = with_causes(&e);
+                self.notes
+                    .push(format!("files could not be copied ahead, so the container stands still for longer: {why}"));
+                Ok(Ahead::default())
+            }
+            copied => copied,
+        }
+    }
+
+    fn copy_ahead(&self, task: &Task, target: &Target, staging: &Staging) -> Result<Ahead> {
         let (host, how) = (&self.store.host, self.options.compression);
         let files = target.rw.as_ref().map(|rw| rw::copy_ahead(host, task, rw, how, staging)).transpose()?.flatten();
         let binds = match &target.spec {

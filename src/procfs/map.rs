@@ -59,8 +59,8 @@ impl Map {
         self.path.ends_with(DELETED)
     }
 
-    /// Takes a line; true if it begins another mapping, which it then returns.
-    fn begins(line: &[u8]) -> Option<Self> {
+    /// The mapping that a line of `maps` tells of, or of `smaps` if it begins one there.
+    pub fn of_line(line: &[u8]) -> Option<Self> {
         let mut rest = line;
         let mut word = || {
             rest = rest.trim_ascii_start();
@@ -136,7 +136,7 @@ impl Maps {
     }
 
     fn line(&mut self, line: &[u8]) {
-        match (Map::begins(line), self.all.last_mut()) {
+        match (Map::of_line(line), self.all.last_mut()) {
             (Some(map), _) => self.all.push(map),
             (None, Some(map)) => map.detail(line),
             (None, None) => {}

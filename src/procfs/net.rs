@@ -66,6 +66,11 @@ const STATES: [&str; 13] = [
     "NEW_SYN_RECV",
 ];
 
+/// The name of a state of TCP, by which unix sockets go too; empty if there is none of this number.
+pub fn state_name(state: u32) -> &'static str {
+    usize::try_from(state).ok().and_then(|state| STATES.get(state)).copied().unwrap_or_default()
+}
+
 fn named(names: &[&str], value: u64) -> String {
     let name = usize::try_from(value).ok().and_then(|at| names.get(at)).filter(|name| !name.is_empty());
     name.map_or_else(|| value.to_string(), |name| (*name).to_owned())

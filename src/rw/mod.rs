@@ -111,7 +111,7 @@ pub fn capture(
     };
     let (tar, summary) = match (draft, still.task(), watched(rw)?) {
         (Some(mut draft), Some(task), Some(root)) => {
-            draft.doubt.look(&Watch { host, task, root: Some(&root), everyone: false })?;
+            draft.doubt.look(&Watch { host, task, root: Some(&root), everyone: false });
             draft.catch_up(staging, write)?
         }
         _ => ahead::whole(how, staging, write)?,

@@ -206,7 +206,7 @@ fn a_bad_recipient_is_named_before_anything_is_read() {
         (&["--seal-file", "mixed"], "age1nonsense"),
         (&["--seal-file", "missing"], "missing"),
         (&["--staging", "."], "--staging is for what is sealed"),
-        (&["--seal", &pair.recipient, "--staging", "missing"], "missing"),
+        (&["--seal", &pair.recipient, "--staging", "missing"], "make it first"),
         (&["--seal", &pair.recipient, "--staging", "key"], "is no directory"),
     ] {
         // Not even that there is no such store is known by then.

@@ -21,6 +21,7 @@ use crate::{
     layout::{Layout, untar},
     name::AnyText,
     oci::image::Descriptor as Member,
+    procfs::net,
     proto,
 };
 
@@ -161,7 +162,7 @@ fn open_file(file: &files::File) -> OpenFile {
             kind: files::type_name(inet.kind).into(),
             local: inet.local().into(),
             remote: inet.remote(),
-            state: files::state_name(inet.state).into(),
+            state: net::state_name(inet.state).into(),
         }
     } else if let Some(unix) = &file.unix {
         Socket {
@@ -169,7 +170,7 @@ fn open_file(file: &files::File) -> OpenFile {
             kind: files::type_name(unix.kind).into(),
             local: unix.local().into(),
             remote: String::new(),
-            state: files::state_name(unix.state).into(),
+            state: net::state_name(unix.state).into(),
         }
     } else if let Some(pipe) = file.pipe {
         return OpenFile { target: format!("pipe:[{}]", pipe.pipe).into(), ..blank };
