@@ -104,10 +104,20 @@ impl Layout {
 
 /// A folder of this run's in `place`, locked.
 fn folder(place: &Path) -> Result<(TempDir, File)> {
-    let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in(place).at("write into", place)?;
-    let lock = File::open(dir.path()).at("open", dir.path())?;
-    lock.lock().at("lock", dir.path())?;
-    Ok((dir, lock))
+    loop {
+        let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in(place).at("write into", place)?;
+        // Another run that sweeps this place may take it for a dead one's until it is locked.
+        match File::open(dir.path()) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            opened => {
+                let lock = opened.at("open", dir.path())?;
+                lock.lock().at("lock", dir.path())?;
+                if dir.path().exists() {
+                    return Ok((dir, lock));
+                }
+            }
+        }
+    }
 }
 
 /// Removes what killed runs left in a place that is no layout: it is plaintext. Each is locked as long as its run lives, and
@@ -122,7 +132,11 @@ fn sweep_work(place: &Path) -> Result<()> {
         if let Ok(dir) = File::open(&path)
             && dir.try_lock().is_ok()
         {
-            fs::remove_dir_all(&path).at("remove", &path)?;
+            match fs::remove_dir_all(&path) {
+                // Another run that swept was sooner.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                removed => removed.at("remove", &path)?,
+            }
         }
     }
     Ok(())
@@ -373,5 +387,29 @@ impl Staging {
             folder.close().at("remove", path)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs with layouts of their own may share the place outside: none takes another's folder for a dead one's.
+    #[test]
+    fn runs_that_begin_at_once_keep_their_folders() {
+        let place = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..300 {
+                        sweep_work(place.path()).unwrap();
+                        let (dir, _lock) = folder(place.path()).unwrap();
+                        std::thread::yield_now();
+                        fs::write(dir.path().join("rw.tar"), "x").unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
     }
 }
