@@ -9,7 +9,7 @@
 use std::{
     collections::BTreeSet,
     fs::{File, Metadata},
-    io::{BufWriter, Seek, Write},
+    io::{BufWriter, Write},
     os::unix::fs::MetadataExt,
     path::Path,
     sync::{
@@ -208,20 +208,6 @@ pub fn takes_entries() -> bool {
 pub fn tree(of: &str) {
     if takes_entries() {
         line(&serde_json::json!({ "tree": of }));
-    }
-}
-
-/// The same, where that tree may have been read before: what was written down of it and after it is void.
-pub fn tree_anew(of: &str) {
-    if takes_entries() {
-        with(|ledger| {
-            let Some(out) = &mut ledger.entries else { return };
-            let emptied = out.flush().and_then(|()| out.get_mut().set_len(0)).and_then(|()| out.get_mut().rewind());
-            if let Err(e) = emptied {
-                ledger.failed.get_or_insert(e.to_string());
-            }
-        });
-        tree(of);
     }
 }
 

@@ -32,7 +32,12 @@ pub fn bytes(n: usize) {
 
 /// One entry more is done.
 pub fn file() {
-    FILES.fetch_add(1, Ordering::Relaxed);
+    files(1);
+}
+
+/// So many entries more are done.
+pub fn files(n: u64) {
+    FILES.fetch_add(n, Ordering::Relaxed);
 }
 
 /// Counts what lies in `dir` too, until the next call: CRIU writes there.

@@ -3,7 +3,8 @@
 //! ```text
 //! s u64                        so many entries are as they were drafted
 //! k u64                        so many entries of the draft are no more
-//! e u8 u32 header u64          an entry: whether a segment may end before it, its header, the length of its content
+//! e u8 u32 header u64          an entry: whether a segment may end before it, its header, the length of its content; then
+//!   u32 path inode             what lies there, or a path of length 0
 //!   c                          its content is that of the draft's next entry, of which nothing else is kept
 //!   d u32 bytes   z u64        or these bytes, and so many zeros, by turns
 //! ```
@@ -20,13 +21,14 @@ use super::{
     doubt::Doubt,
     draft::Drafted,
     make::{Made, Maker},
-    record::{Record, Recorded},
+    probe::Touched,
+    record::{META, Record, Recorded, read_meta, write_meta},
 };
 use crate::{
     error::{At, Error, Result},
     layout::Staging,
     pax::MAX_RECORDS,
-    tree::{Entry, Meta, Sink},
+    tree::{Entry, Meta, Sink, Summary, pack::MAX_KEY},
 };
 
 /// A header with all its records is no longer.
@@ -37,6 +39,7 @@ pub struct Catcher<'d> {
     draft: &'d Drafted,
     doubt: &'d Doubt,
     recorded: Recorded,
+    touched: Touched,
     /// The draft's entry that was not met yet.
     next: Option<Record>,
     /// The content of the entry that comes is that of `next`.
@@ -50,12 +53,12 @@ const SAME: u8 = b's';
 const GONE: u8 = b'k';
 
 impl<'d> Catcher<'d> {
-    /// Begins to; what `doubt` tells of is read again.
-    pub fn begin(draft: &'d Drafted, doubt: &'d Doubt, staging: &Staging) -> Result<Self> {
+    /// Begins to; what `doubt` tells of is read again, and what was `touched` is come by.
+    pub fn begin(draft: &'d Drafted, doubt: &'d Doubt, touched: Touched, staging: &Staging) -> Result<Self> {
         let mut recorded = draft.records()?;
         let next = recorded.next().at("read", "the records of a draft")?;
         let out = BufWriter::with_capacity(1 << 20, staging.scratch()?);
-        Ok(Self { draft, doubt, recorded, next, is_had: false, run: (SAME, 0), out })
+        Ok(Self { draft, doubt, recorded, touched, next, is_had: false, run: (SAME, 0), out })
     }
 
     /// All entries are in.
@@ -102,12 +105,19 @@ impl<'d> Catcher<'d> {
         Ok(())
     }
 
-    fn entry(&mut self, shape: Shape, head: &[u8], is_had: bool) -> io::Result<()> {
+    fn entry(&mut self, shape: Shape, entry: &Entry<'_>, is_had: bool) -> io::Result<()> {
         self.flush()?;
+        let head = entry.head;
         self.out.write_all(&[b'e', u8::from(shape.may_cut)])?;
         self.out.write_all(&u32::try_from(head.len()).map_err(io::Error::other)?.to_le_bytes())?;
         self.out.write_all(head)?;
         self.out.write_all(&shape.body.to_le_bytes())?;
+        let meta = entry.meta.filter(|_| !entry.is_whiteout);
+        let path = if meta.is_some() { entry.key } else { &[] };
+        let mut told = u32::try_from(path.len()).map_err(io::Error::other)?.to_le_bytes().to_vec();
+        told.extend(path);
+        meta.inspect(|meta| write_meta(meta, &mut told));
+        self.out.write_all(&told)?;
         if is_had { self.out.write_all(b"c") } else { Ok(()) }
     }
 
@@ -142,20 +152,23 @@ impl Sink for Catcher<'_> {
         Ok(self.is_had)
     }
 
-    fn stands(&mut self, key: &[u8], meta: &Meta) -> Result<Option<u64>> {
-        if !self.seek(key)? {
+    fn rests(&mut self, key: &[u8]) -> Result<Option<Summary>> {
+        if self.touched.is_about(key) || !self.seek(key)? {
             return Ok(None);
         }
-        let found = self.next.as_ref().and_then(|record| Some((record.stamp?, record.shape)));
-        let Some((_, shape)) = found.filter(|(stamp, _)| stamp.is_of(meta) && !self.doubt.is_about(meta)) else {
-            return Ok(None);
-        };
-        self.count(SAME)?;
-        self.step()?;
-        Ok(Some(shape.len()))
+        let mut resting = Summary::default();
+        while let Some(record) = self.next.as_ref().filter(|record| !record.is_beyond(key)) {
+            record.count(&mut resting);
+            self.count(SAME)?;
+            self.step()?;
+        }
+        Ok(Some(resting))
     }
 
-    fn begin(&mut self, Entry { key, head, body, .. }: Entry<'_>) -> Result<()> {
+    fn odd(&mut self, _: &[u8]) {}
+
+    fn begin(&mut self, entry: Entry<'_>) -> Result<()> {
+        let Entry { key, head, body, .. } = entry;
         let is_had = std::mem::take(&mut self.is_had);
         let shape = Shape::of(key, head.len() as u64, body);
         let is_met = self.seek(key)?;
@@ -165,7 +178,7 @@ impl Sink for Catcher<'_> {
             self.count(SAME)?;
             return self.step();
         }
-        self.entry(shape, head, is_had).at("write", "what changed")?;
+        self.entry(shape, &entry, is_had).at("write", "what changed")?;
         if is_had { self.step() } else { Ok(()) }
     }
 
@@ -192,25 +205,29 @@ impl Caught {
         self.file.metadata().map_or(0, |meta| meta.len())
     }
 
-    /// Makes the layer of it.
-    pub fn make(self, draft: &mut Drafted) -> Result<Made> {
-        let mut told = self.file;
+    /// Makes the layer of it, and tells `told` what lay at each path of it.
+    pub fn make(self, draft: &mut Drafted, told: Told<'_>) -> Result<Made> {
+        let mut changed = self.file;
         let mut recorded = draft.records()?;
-        told.rewind().at("read", "what changed")?;
-        let mut reader = Reader { from: BufReader::with_capacity(1 << 18, told), at: 0 };
+        changed.rewind().at("read", "what changed")?;
+        let mut reader = Reader { from: BufReader::with_capacity(1 << 18, changed), at: 0, told };
         let mut maker = Maker::from_draft(draft);
         while reader.step(&mut recorded, &mut maker)? {}
         maker.finish()
     }
 }
 
-struct Reader {
+/// Takes what lies at a path.
+pub type Told<'t> = &'t mut dyn FnMut(&[u8], &Meta);
+
+struct Reader<'t> {
     from: BufReader<File>,
     /// How much of the draft was passed.
     at: u64,
+    told: Told<'t>,
 }
 
-impl Reader {
+impl Reader<'_> {
     /// False at the end.
     fn step(&mut self, recorded: &mut Recorded, maker: &mut Maker) -> Result<bool> {
         let mut tag = [0];
@@ -220,7 +237,8 @@ impl Reader {
         match tag[0] {
             SAME => {
                 for _ in 0..self.u64()? {
-                    let shape = next(recorded)?.shape;
+                    let Record { path, shape, seen, .. } = next(recorded)?;
+                    seen.filter(|seen| !seen.is_whiteout).inspect(|seen| (self.told)(&path, &seen.meta));
                     maker.begin(shape)?;
                     maker.drafted(self.at, shape.len())?;
                     self.at += shape.len();
@@ -252,6 +270,13 @@ impl Reader {
         let len = self.u32()?;
         let head = self.take(len as usize, MAX_HEAD)?;
         let body = self.u64()?;
+        let len = self.u32()?;
+        let path = self.take(len as usize, MAX_KEY)?;
+        if !path.is_empty() {
+            let mut inode = [0; META];
+            self.from.read_exact(&mut inode).at("read", "what changed")?;
+            (self.told)(&path, &read_meta(&inode));
+        }
         maker.begin(Shape { may_cut, head: head.len() as u64, body })?;
         maker.bytes(&head)
     }

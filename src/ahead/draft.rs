@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     hash::{BuildHasher, RandomState},
-    io::{self, Seek},
+    io,
     os::unix::fs::FileExt,
     time::SystemTime,
 };
@@ -12,14 +12,14 @@ use super::{
     cut::Shape,
     make::{Made, Maker},
     press::{Codec, Compression, End, Job, Press, Pressed},
-    record::{Recorded, Records, Stamp},
+    record::{Record, Recorded, Records, Seen, Stamp},
 };
 use crate::{
     digest::Hasher,
     error::{At, Error, Result},
     layout::{BlobWriter, Staging},
     pax::Time,
-    tree::{Entry, Meta, Sink},
+    tree::{Entry, Meta, Sink, Summary},
 };
 
 /// What is done before a file is read while its container runs.
@@ -28,15 +28,16 @@ pub type Before<'b> = dyn FnMut() + 'b;
 /// Takes the entries of a layer, and makes a draft of them.
 pub struct Drafter<'b> {
     maker: Maker<'static>,
-    /// `None`: nobody will catch up with it.
+    /// `None`: nobody will catch up with it, nor ask what was read.
     records: Option<Records>,
-    count: u64,
+    /// The first record that could not be written.
+    failed: Option<io::Error>,
     sums: RandomState,
     before: &'b mut Before<'b>,
     /// The entry at hand: it is recorded when its content is in.
-    entry: Option<(Vec<u8>, u64, Shape, Option<Stamp>)>,
-    /// Of all content, the last instant before it was read.
-    instant: Time,
+    entry: Option<Record>,
+    /// What the tree gives us next was looked at after this.
+    then: Time,
 }
 
 impl<'b> Drafter<'b> {
@@ -45,8 +46,8 @@ impl<'b> Drafter<'b> {
         let press =
             Press::begin(how, staging.draft()?, Hasher::default()).at("compress into", staging.path("blobs"))?;
         let records = records.then(|| staging.scratch().map(Records::begin)).transpose()?;
-        let (maker, sums) = (Maker::new(press), RandomState::new());
-        Ok(Self { maker, records, count: 0, sums, before, entry: None, instant: Time::default() })
+        let (maker, sums, then) = (Maker::new(press), RandomState::new(), now());
+        Ok(Self { maker, records, failed: None, sums, before, entry: None, then })
     }
 
     /// All entries are in.
@@ -57,53 +58,53 @@ impl<'b> Drafter<'b> {
         };
         let file = pressed.blob.so_far()?;
         let records = self.records.map(Records::finish).transpose().at("write", "the records of a draft")?;
+        let (records, count) = records.map_or((None, 0), |(file, count)| (Some(file), count));
         let codec = Codec::new(how).at("compress", "a layer")?;
-        Ok(Drafted {
-            how,
-            pressed,
-            file,
-            records,
-            count: self.count,
-            sums: self.sums,
-            codec,
-            at_hand: None,
-            next: None,
-        })
+        Ok(Drafted { how, pressed, file, records, count, sums: self.sums, codec, at_hand: None, next: None })
     }
 
     fn record(&mut self) -> Result<()> {
-        let (Some(records), Some((path, sum, shape, stamp))) = (&mut self.records, self.entry.take()) else {
-            return Ok(());
-        };
-        self.count += 1;
-        records.put(&path, sum, shape, stamp.as_ref()).at("write", "the records of a draft")
+        let (Some(records), Some(entry)) = (&mut self.records, self.entry.take()) else { return Ok(()) };
+        self.failed.take().map_or_else(|| records.put(&entry), Err).at("write", "the records of a draft")
     }
 }
 
 impl Sink for Drafter<'_> {
     fn has(&mut self, _: &[u8], _: &Meta, _: u64) -> Result<bool> {
         (self.before)();
-        self.instant = now();
         Ok(false)
     }
 
-    fn stands(&mut self, _: &[u8], _: &Meta) -> Result<Option<u64>> {
+    fn rests(&mut self, _: &[u8]) -> Result<Option<Summary>> {
         Ok(None)
     }
 
-    fn begin(&mut self, Entry { key, head, body, data }: Entry<'_>) -> Result<()> {
+    fn odd(&mut self, path: &[u8]) {
+        if let Some(records) = &mut self.records
+            && let Err(e) = records.put_odd(path)
+        {
+            self.failed.get_or_insert(e);
+        }
+    }
+
+    fn begin(&mut self, Entry { key, head, body, data, meta, is_whiteout }: Entry<'_>) -> Result<()> {
         self.record()?;
         let shape = Shape::of(key, head.len() as u64, body);
         if self.records.is_some() {
-            let stamp = data.and_then(|meta| Stamp::of(meta, self.instant));
-            self.entry = Some((key.to_vec(), self.sums.hash_one(head), shape, stamp));
+            let stamp = data.and_then(|meta| Stamp::of(meta, self.then));
+            let seen = meta.map(|meta| Seen::of(meta, is_whiteout, self.then));
+            self.entry = Some(Record { path: key.to_vec(), sum: self.sums.hash_one(head), shape, stamp, seen });
         }
         self.maker.begin(shape)?;
-        self.maker.bytes(head)
+        self.maker.bytes(head)?;
+        self.then = now();
+        Ok(())
     }
 
     fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
-        self.maker.bytes(bytes)
+        self.maker.bytes(bytes)?;
+        self.then = now();
+        Ok(())
     }
 
     fn zeros(&mut self, len: u64) -> Result<()> {
@@ -111,8 +112,9 @@ impl Sink for Drafter<'_> {
     }
 
     fn distrust(&mut self) {
-        if let Some((.., stamp)) = &mut self.entry {
-            *stamp = None;
+        if let Some(entry) = &mut self.entry {
+            entry.stamp = None;
+            entry.seen.iter_mut().for_each(|seen| seen.may_rest = false);
         }
     }
 }
@@ -130,7 +132,7 @@ pub struct Drafted {
     /// The blob's file, to be read.
     file: File,
     records: Option<File>,
-    /// How many entries it has.
+    /// How many there are.
     count: u64,
     /// Sums of headers are keyed by chance: nobody can make two headers of one sum.
     sums: RandomState,
@@ -145,9 +147,12 @@ impl Drafted {
     /// Its entries.
     pub fn records(&self) -> Result<Recorded> {
         let none = || Error::malformed("the draft", "has no records");
-        let mut file = self.records.as_ref().ok_or_else(none)?.try_clone().at("read", "the records of a draft")?;
-        file.rewind().at("read", "the records of a draft")?;
-        Ok(Recorded::read(file, self.count))
+        Recorded::read(self.records.as_ref().ok_or_else(none)?, self.count).at("read", "the records of a draft")
+    }
+
+    /// Its entries, if it keeps records.
+    pub fn records_if_any(&self) -> Result<Option<Recorded>> {
+        self.records.as_ref().map(|_| self.records()).transpose()
     }
 
     /// The keyed sum of a header.

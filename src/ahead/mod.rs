@@ -4,7 +4,8 @@
 //! ```text
 //! running   Draft   a whole tar of the files as they happen to be, in segments (`cut`) that are compressed (`press`) into
 //!                   the blob, and a record of each entry (`record`); the files that times do not tell of (`doubt`)
-//! frozen    catch_up   the tree is walked again: an entry is as drafted, or it is new; only what may have changed is read
+//! frozen    catch_up   every inode is looked at once more (`probe`); where one has changed the tree is walked again: an entry is
+//!                      as drafted, or it is new; only what may have changed is read
 //! running   make    segments without a change serve as they are, the others are made anew; if none is, the draft is the blob
 //! ```
 //! Whether there was a draft, and how much of it served, is not seen in the result: segments depend on the tar alone.
@@ -15,19 +16,25 @@ mod doubt;
 mod draft;
 mod make;
 mod press;
+mod probe;
 mod record;
 
-use catch::{Catcher, Caught};
+use catch::{Catcher, Caught, Told};
 pub use doubt::{Doubt, Watch};
 use draft::{Drafted, Drafter};
 use make::Made;
 pub use press::Compression;
+pub use probe::Probe;
+use probe::Touched;
+
+use record::Recorded;
 
 use crate::{
     digest::Digest,
-    error::Result,
+    error::{At, Result},
     layout::{Blob, Staging},
-    tree::{Node, Sink},
+    ledger,
+    tree::{Meta, Node, Sink},
 };
 
 /// File systems on which every way to write to a file moves the time of its inode's last change, but for stores to what is
@@ -71,7 +78,7 @@ pub fn whole<T>(
     pack: impl FnOnce(&mut dyn Sink) -> Result<T>,
 ) -> Result<(Tar, T)> {
     let mut before = || {};
-    let mut drafter = Drafter::begin(how, staging, false, &mut before)?;
+    let mut drafter = Drafter::begin(how, staging, ledger::takes_entries(), &mut before)?;
     let packed = pack(&mut drafter)?;
     Ok((Tar(Form::Whole(drafter.finish(how)?)), packed))
 }
@@ -92,9 +99,19 @@ impl Draft {
         Ok(Self { drafted, doubt })
     }
 
-    /// Takes what `pack` writes now that nobody else does; what is as drafted it is not asked to read.
-    pub fn catch_up<T>(self, staging: &Staging, pack: impl FnOnce(&mut dyn Sink) -> Result<T>) -> Result<(Tar, T)> {
-        let mut catcher = Catcher::begin(&self.drafted, &self.doubt, staging)?;
+    /// Takes what `pack` writes now that nobody else does; what is as drafted it is not asked to read, nor, where there is a
+    /// `probe`, to come by.
+    pub fn catch_up<T>(
+        self,
+        staging: &Staging,
+        probe: Option<Probe<'_>>,
+        pack: impl FnOnce(&mut dyn Sink) -> Result<T>,
+    ) -> Result<(Tar, T)> {
+        let touched = match probe {
+            Some(probe) => Touched::look(&probe, self.drafted.records()?, &self.doubt)?,
+            None => Touched::all(),
+        };
+        let mut catcher = Catcher::begin(&self.drafted, &self.doubt, touched, staging)?;
         let packed = pack(&mut catcher)?;
         let caught = catcher.finish()?;
         Ok((Tar(Form::Caught(self, caught)), packed))
@@ -110,13 +127,23 @@ impl Tar {
         }
     }
 
-    /// Stores it as a blob.
-    pub fn store(self, staging: &Staging) -> Result<Stored> {
+    /// Stores it as a blob. What was read of the tree, which is called `of`, goes into the ledger.
+    pub fn store(self, staging: &Staging, of: &str) -> Result<Stored> {
+        ledger::tree(of);
+        let is_told = ledger::takes_entries();
+        let mut told = |path: &[u8], meta: &Meta| {
+            if is_told {
+                ledger::entry(path, meta.told());
+            }
+        };
         let (blob, plain) = match self.0 {
-            Form::Whole(drafted) => drafted.whole(),
+            Form::Whole(drafted) => {
+                tell_all(drafted.records_if_any()?, &mut told)?;
+                drafted.whole()
+            }
             Form::Caught(mut draft, caught) => {
                 draft.drafted.with(staging.blob()?);
-                match caught.make(&mut draft.drafted)? {
+                match caught.make(&mut draft.drafted, &mut told)? {
                     Made::Same => draft.drafted.whole(),
                     Made::Pressed(pressed) => (pressed.blob, pressed.plain),
                 }
@@ -124,6 +151,14 @@ impl Tar {
         };
         Ok(Stored { blob: blob.complete()?, plain: plain.finish() })
     }
+}
+
+fn tell_all(recorded: Option<Recorded>, told: Told<'_>) -> Result<()> {
+    let Some(mut recorded) = recorded else { return Ok(()) };
+    while let Some(record) = recorded.next().at("read", "the records of a draft")? {
+        record.seen.filter(|seen| !seen.is_whiteout).inspect(|seen| told(&record.path, &seen.meta));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -250,16 +285,19 @@ mod tests {
                 if how == Compression::Gzip {
                     change(&root);
                 }
-                let (tar, written) = draft.catch_up(&scene.staging, &packed).unwrap();
+                let node = Node::open(&root).unwrap();
+                // Where nobody has looked before, all is come by.
+                let probe = || (n % 3 != 2).then_some(Probe { root: &node, before: None });
+                let (tar, written) = draft.catch_up(&scene.staging, probe(), &packed).unwrap();
                 // Once more, as if the first time did not count.
-                let (tar, again) = tar.into_draft().unwrap().catch_up(&scene.staging, &packed).unwrap();
+                let (tar, again) = tar.into_draft().unwrap().catch_up(&scene.staging, probe(), &packed).unwrap();
                 let Form::Caught(_, caught) = &tar.0 else { panic!() };
                 let read = caught.len();
                 assert!(read < 8 << 20, "{n}: {read} bytes were read again");
                 assert!(n != 0 || read < 1000, "{n}: {read} bytes were read again, and nothing had changed");
-                let caught = tar.store(&scene.staging).unwrap();
+                let caught = tar.store(&scene.staging, "").unwrap();
                 let (tar, whole) = super::whole(how, &scene.staging, &packed).unwrap();
-                assert_eq!(caught, tar.store(&scene.staging).unwrap(), "change {n}, {how:?}");
+                assert_eq!(caught, tar.store(&scene.staging, "").unwrap(), "change {n}, {how:?}");
                 assert_eq!((written, again), (whole, whole), "change {n}");
             }
         }

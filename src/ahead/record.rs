@@ -3,21 +3,26 @@
 //!
 //! ```text
 //!  0 2 length of what the path has in common with the one before   2 4 length of the rest
-//!  6 8 sum of the header   14 4 its length   18 8 length of content and padding   26 1 whether a stamp follows
+//!  6 8 sum of the header   14 4 its length   18 8 length of content and padding   26 1 flags
 //! 27   the rest of the path
-//!      4 4 device  8 inode  8 size  8 4 mtime  8 4 ctime
+//!      flag 1, a stamp:   4 4 device  8 inode  8 size  8 4 mtime  8 4 ctime
+//!      flag 2, an inode:  1 kind  4 mode  4 uid  4 gid  8 size  8 4 mtime  8 4 ctime  8 4 atime  1 8 4 birth
+//!                         4 4 device number  4 links  4 4 device  8 inode
 //! ```
-//! Numbers are little-endian. It is read while a container stands still, so it is not compressed.
+//! Flags: 4, the stamp is the inode's own and not repeated; 8, it deletes what the image has there; 16, it may rest; 32, no
+//! entry, but a path of which something else was told. Numbers are little-endian. It is read while a container stands still, so
+//! it is not compressed.
 
 use std::{
     fs::File,
     io::{self, BufReader, BufWriter, Read, Write},
+    os::unix::fs::FileExt,
 };
 
 use super::cut::Shape;
 use crate::{
     pax::Time,
-    tree::{FileId, Meta, pack::MAX_KEY},
+    tree::{FileId, Kind, Meta, Summary, pack::MAX_KEY},
 };
 
 /// An entry as it was copied ahead.
@@ -31,6 +36,65 @@ pub struct Record {
     pub shape: Shape,
     /// What its content was read from.
     pub stamp: Option<Stamp>,
+    /// What lay there; `None`: it stands for nothing of that path in the tree.
+    pub seen: Option<Seen>,
+}
+
+impl Record {
+    /// True if it is not the entry `path` nor of anything below it.
+    pub fn is_beyond(&self, path: &[u8]) -> bool {
+        self.path.strip_prefix(path).is_none_or(|rest| rest.first().is_some_and(|&byte| byte != b'/'))
+    }
+
+    /// Adds it to the account.
+    pub fn count(&self, into: &mut Summary) {
+        into.written += self.shape.len();
+        let Some(Seen { meta, is_whiteout, .. }) = &self.seen else { return };
+        match meta.kind {
+            _ if *is_whiteout => into.whiteouts += 1,
+            Kind::File => {
+                into.files += 1;
+                into.bytes += meta.size;
+            }
+            Kind::Directory => into.directories += 1,
+            Kind::Symlink => into.symlinks += 1,
+            Kind::Char | Kind::Block | Kind::Fifo | Kind::Socket => into.devices += 1,
+        }
+    }
+}
+
+/// What lay at the path of an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// Its inode, but for the mount that it was reached through.
+    pub meta: Meta,
+    /// It deletes what the image has there.
+    pub is_whiteout: bool,
+    /// As long as the inode says the same, the entry is the same.
+    pub may_rest: bool,
+}
+
+impl Seen {
+    /// Of what was looked at after `then`. The header of a file with several names tells of another one, which may get a new
+    /// path without this inode: such an entry never rests.
+    pub fn of(meta: &Meta, is_whiteout: bool, then: Time) -> Self {
+        let is_alone = is_whiteout || meta.kind == Kind::Directory || meta.links == 1;
+        let meta = Meta { mount: None, is_mount_root: false, ..meta.clone() };
+        Self { may_rest: is_alone && Stamp::of(&meta, then).is_some(), meta, is_whiteout }
+    }
+
+    /// True if the inode says the same `now`, and no other.
+    pub fn rests(&self, now: &Meta) -> bool {
+        self.may_rest && Stamp::new(&self.meta).is_of(now)
+    }
+}
+
+/// What was written down.
+pub enum Line {
+    /// An entry.
+    Entry(Record),
+    /// Something else was told of this path: whoever comes by must tell it again.
+    Odd(Vec<u8>),
 }
 
 /// A file as it was when it was read.
@@ -49,7 +113,11 @@ impl Stamp {
     /// A file that is about to be read; `None` if its last change was not so long ago that any later one shows.
     pub fn of(meta: &Meta, now: Time) -> Option<Self> {
         let is_old = meta.ctime.secs.saturating_add(COARSE) < now.secs;
-        is_old.then_some(Self { id: meta.id, size: meta.size, mtime: meta.mtime, ctime: meta.ctime })
+        is_old.then(|| Self::new(meta))
+    }
+
+    fn new(meta: &Meta) -> Self {
+        Self { id: meta.id, size: meta.size, mtime: meta.mtime, ctime: meta.ctime }
     }
 
     /// True if nothing was written to the file since, as far as its inode tells.
@@ -62,69 +130,168 @@ impl Stamp {
 pub struct Records {
     out: BufWriter<File>,
     last: Vec<u8>,
+    line: Vec<u8>,
+    count: u64,
 }
 
-/// Before the path, and after it.
+/// Before the path.
 const HEAD: usize = 27;
-const STAMP: usize = 48;
+
+const HAS_STAMP: u8 = 1;
+const HAS_INODE: u8 = 2;
+const STAMP_IS_OWN: u8 = 4;
+const IS_WHITEOUT: u8 = 8;
+const MAY_REST: u8 = 16;
+const IS_ODD: u8 = 32;
 
 impl Records {
     /// Into `file`, which is empty.
     pub fn begin(file: File) -> Self {
-        Self { out: BufWriter::with_capacity(1 << 16, file), last: Vec::new() }
+        Self { out: BufWriter::with_capacity(1 << 16, file), last: Vec::new(), line: Vec::new(), count: 0 }
     }
 
     /// One more.
-    pub fn put(&mut self, path: &[u8], sum: u64, shape: Shape, stamp: Option<&Stamp>) -> io::Result<()> {
+    pub fn put(&mut self, record: &Record) -> io::Result<()> {
+        let own = record.seen.as_ref().map(|seen| Stamp::new(&seen.meta));
+        let stamp = match record.stamp {
+            Some(_) if record.stamp == own => STAMP_IS_OWN,
+            Some(_) => HAS_STAMP,
+            None => 0,
+        };
+        let inode = record.seen.as_ref().map_or(0, |seen| {
+            HAS_INODE | if seen.is_whiteout { IS_WHITEOUT } else { 0 } | if seen.may_rest { MAY_REST } else { 0 }
+        });
+        self.head(&record.path, record.sum, record.shape, stamp | inode)?;
+        if let Some(stamp) = record.stamp.as_ref().filter(|_| stamp == HAS_STAMP) {
+            stamp.write(&mut self.line);
+        }
+        if let Some(seen) = &record.seen {
+            write_meta(&seen.meta, &mut self.line);
+        }
+        self.out.write_all(&self.line)
+    }
+
+    /// Something else was told of `path`.
+    pub fn put_odd(&mut self, path: &[u8]) -> io::Result<()> {
+        self.head(path, 0, Shape { may_cut: false, head: 0, body: 0 }, IS_ODD)?;
+        self.out.write_all(&self.line)
+    }
+
+    fn head(&mut self, path: &[u8], sum: u64, shape: Shape, flags: u8) -> io::Result<()> {
         let shared = self.last.iter().zip(path).take(usize::from(u16::MAX)).take_while(|(a, b)| a == b).count();
         let rest = path.get(shared..).unwrap_or_default();
         let number = |len: usize| u32::try_from(len).map_err(io::Error::other);
-        self.out.write_all(&u16::try_from(shared).map_err(io::Error::other)?.to_le_bytes())?;
-        self.out.write_all(&number(rest.len())?.to_le_bytes())?;
-        self.out.write_all(&sum.to_le_bytes())?;
-        self.out.write_all(&u32::try_from(shape.head).map_err(io::Error::other)?.to_le_bytes())?;
-        self.out.write_all(&shape.body.to_le_bytes())?;
-        self.out.write_all(&[u8::from(stamp.is_some())])?;
-        self.out.write_all(rest)?;
-        self.last.clear();
-        self.last.extend(path);
-        stamp.map_or(Ok(()), |stamp| self.stamp(stamp))
-    }
-
-    fn stamp(&mut self, Stamp { id, size, mtime, ctime }: &Stamp) -> io::Result<()> {
-        self.out.write_all(&id.dev.0.to_le_bytes())?;
-        self.out.write_all(&id.dev.1.to_le_bytes())?;
-        self.out.write_all(&id.ino.to_le_bytes())?;
-        self.out.write_all(&size.to_le_bytes())?;
-        for time in [mtime, ctime] {
-            self.out.write_all(&time.secs.to_le_bytes())?;
-            self.out.write_all(&time.nanos.to_le_bytes())?;
-        }
+        self.line.clear();
+        self.line.extend(u16::try_from(shared).map_err(io::Error::other)?.to_le_bytes());
+        self.line.extend(number(rest.len())?.to_le_bytes());
+        self.line.extend(sum.to_le_bytes());
+        self.line.extend(u32::try_from(shape.head).map_err(io::Error::other)?.to_le_bytes());
+        self.line.extend(shape.body.to_le_bytes());
+        self.line.push(flags);
+        self.line.extend(rest);
+        self.last.truncate(shared);
+        self.last.extend(rest);
+        self.count += 1;
         Ok(())
     }
 
-    /// The file, to be read from its beginning.
-    pub fn finish(self) -> io::Result<File> {
-        self.out.into_inner().map_err(io::IntoInnerError::into_error)
+    /// The file, to be read from its beginning, and how many records it has.
+    pub fn finish(self) -> io::Result<(File, u64)> {
+        Ok((self.out.into_inner().map_err(io::IntoInnerError::into_error)?, self.count))
     }
+}
+
+impl Stamp {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend(self.id.dev.0.to_le_bytes());
+        out.extend(self.id.dev.1.to_le_bytes());
+        out.extend(self.id.ino.to_le_bytes());
+        out.extend(self.size.to_le_bytes());
+        write_time(self.mtime, out);
+        write_time(self.ctime, out);
+    }
+
+    fn read(fields: &mut Fields) -> Self {
+        let id = FileId { dev: (fields.u32(), fields.u32()), ino: fields.u64() };
+        Self { id, size: fields.u64(), mtime: fields.time(), ctime: fields.time() }
+    }
+}
+
+const STAMP: usize = 48;
+
+fn write_time(time: Time, out: &mut Vec<u8>) {
+    out.extend(time.secs.to_le_bytes());
+    out.extend(time.nanos.to_le_bytes());
+}
+
+/// In the order of [`Kind`]'s own numbers.
+const KINDS: [Kind; 7] =
+    [Kind::File, Kind::Directory, Kind::Symlink, Kind::Char, Kind::Block, Kind::Fifo, Kind::Socket];
+
+/// How long an inode is, written down.
+pub const META: usize = 1 + 12 + 8 + 3 * 12 + 13 + 8 + 4 + 16;
+
+/// Appends what an inode says, but for the mount.
+pub fn write_meta(meta: &Meta, out: &mut Vec<u8>) {
+    // There are seven.
+    out.push(meta.kind as u8);
+    for number in [meta.mode, meta.uid, meta.gid] {
+        out.extend(number.to_le_bytes());
+    }
+    out.extend(meta.size.to_le_bytes());
+    for time in [meta.mtime, meta.ctime, meta.atime] {
+        write_time(time, out);
+    }
+    out.push(u8::from(meta.btime.is_some()));
+    write_time(meta.btime.unwrap_or_default(), out);
+    for number in [meta.device.0, meta.device.1, meta.links, meta.id.dev.0, meta.id.dev.1] {
+        out.extend(number.to_le_bytes());
+    }
+    out.extend(meta.id.ino.to_le_bytes());
+}
+
+/// What was written so.
+pub fn read_meta(bytes: &[u8; META]) -> Meta {
+    let mut fields = Fields(bytes);
+    let kind = KINDS.get(usize::from(fields.u8())).copied().unwrap_or(Kind::Socket);
+    let (mode, uid, gid, size) = (fields.u32(), fields.u32(), fields.u32(), fields.u64());
+    let (mtime, ctime, atime) = (fields.time(), fields.time(), fields.time());
+    let (has_birth, birth) = (fields.u8() == 1, fields.time());
+    let (device, links) = ((fields.u32(), fields.u32()), fields.u32());
+    let id = FileId { dev: (fields.u32(), fields.u32()), ino: fields.u64() };
+    let btime = has_birth.then_some(birth);
+    let (mount, is_mount_root) = (None, false);
+    Meta { kind, mode, uid, gid, size, mtime, ctime, atime, btime, device, links, id, mount, is_mount_root }
 }
 
 /// Reads records.
 pub struct Recorded {
-    from: BufReader<File>,
+    from: BufReader<Reading>,
     /// How many are left.
     left: u64,
     last: Vec<u8>,
 }
 
 impl Recorded {
-    /// `count` records of `file`, whose offset is its beginning.
-    pub fn read(file: File, count: u64) -> Self {
-        Self { from: BufReader::with_capacity(1 << 18, file), left: count, last: Vec::new() }
+    /// All `count` records of `file`, which others may read meanwhile.
+    pub fn read(file: &File, count: u64) -> io::Result<Self> {
+        let from = BufReader::with_capacity(1 << 18, Reading { file: file.try_clone()?, at: 0 });
+        Ok(Self { from, left: count, last: Vec::new() })
     }
 
-    /// The next one.
+    /// The next entry.
     pub fn next(&mut self) -> io::Result<Option<Record>> {
+        loop {
+            match self.line()? {
+                Some(Line::Entry(record)) => return Ok(Some(record)),
+                Some(Line::Odd(_)) => {}
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// The next line.
+    pub fn line(&mut self) -> io::Result<Option<Line>> {
         if self.left == 0 {
             return Ok(None);
         }
@@ -132,7 +299,7 @@ impl Recorded {
         let head: [u8; HEAD] = self.array()?;
         let mut fields = Fields(&head);
         let (shared, rest) = (usize::from(fields.u16()), fields.u32() as usize);
-        let (sum, head, body, has_stamp) = (fields.u64(), fields.u32(), fields.u64(), fields.u8() == 1);
+        let (sum, head, body, flags) = (fields.u64(), fields.u32(), fields.u64(), fields.u8());
         if rest > MAX_KEY || shared > self.last.len() {
             return Err(io::Error::other("the record of a path is damaged"));
         }
@@ -140,24 +307,39 @@ impl Recorded {
         self.last.resize(shared + rest, 0);
         self.from.read_exact(&mut self.last[shared..])?;
         let path = self.last.clone();
+        if flags & IS_ODD != 0 {
+            return Ok(Some(Line::Odd(path)));
+        }
         let shape = Shape::of(&path, head.into(), body);
-        let stamp = if has_stamp { Some(self.stamp()?) } else { None };
-        Ok(Some(Record { path, sum, shape, stamp }))
+        let stamp = if flags & HAS_STAMP == 0 { None } else { Some(Stamp::read(&mut Fields(&self.array::<STAMP>()?))) };
+        let seen = if flags & HAS_INODE == 0 { None } else { Some(self.seen(flags)?) };
+        let own = seen.as_ref().filter(|_| flags & STAMP_IS_OWN != 0).map(|seen| Stamp::new(&seen.meta));
+        Ok(Some(Line::Entry(Record { path, sum, shape, stamp: stamp.or(own), seen })))
     }
 
-    fn stamp(&mut self) -> io::Result<Stamp> {
-        let bytes: [u8; STAMP] = self.array()?;
-        let mut fields = Fields(&bytes);
-        let id = FileId { dev: (fields.u32(), fields.u32()), ino: fields.u64() };
-        let size = fields.u64();
-        let mut time = || Time { secs: fields.u64().cast_signed(), nanos: fields.u32() };
-        Ok(Stamp { id, size, mtime: time(), ctime: time() })
+    fn seen(&mut self, flags: u8) -> io::Result<Seen> {
+        let meta = read_meta(&self.array()?);
+        Ok(Seen { meta, is_whiteout: flags & IS_WHITEOUT != 0, may_rest: flags & MAY_REST != 0 })
     }
 
     fn array<const N: usize>(&mut self) -> io::Result<[u8; N]> {
         let mut bytes = [0; N];
         self.from.read_exact(&mut bytes)?;
         Ok(bytes)
+    }
+}
+
+/// A file with an offset of its own.
+struct Reading {
+    file: File,
+    at: u64,
+}
+
+impl Read for Reading {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let len = self.file.read_at(buf, self.at)?;
+        self.at += len as u64;
+        Ok(len)
     }
 }
 
@@ -186,35 +368,83 @@ impl Fields<'_> {
     fn u64(&mut self) -> u64 {
         u64::from_le_bytes(self.take())
     }
+
+    fn time(&mut self) -> Time {
+        Time { secs: self.u64().cast_signed(), nanos: self.u32() }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Seek;
-
     use super::*;
+
+    fn meta(n: u64) -> Meta {
+        Meta {
+            kind: KINDS[n as usize % 7],
+            mode: 0o7777,
+            uid: u32::MAX,
+            gid: 3,
+            size: 7 * n,
+            mtime: Time { secs: -5, nanos: 9 },
+            ctime: Time { secs: i64::MAX, nanos: 999_999_999 },
+            atime: Time { secs: 1, nanos: 2 },
+            btime: n.is_multiple_of(2).then_some(Time { secs: 3, nanos: 4 }),
+            device: (5, 6),
+            links: 8,
+            id: FileId { dev: (8, 1), ino: u64::MAX - n },
+            mount: None,
+            is_mount_root: false,
+        }
+    }
 
     #[test]
     fn records_come_back_as_they_were_written() {
-        let stamp = Stamp {
-            id: FileId { dev: (8, 1), ino: u64::MAX },
-            size: 7,
-            mtime: Time { secs: -5, nanos: 9 },
-            ctime: Time { secs: i64::MAX, nanos: 999_999_999 },
-        };
         let paths: [&[u8]; 6] = [b".", b"a", b"a/long name", b"a/long", b"b", &[0xff; 256]];
         let record = |(n, path): (usize, &&[u8])| {
-            let shape = Shape::of(path, 512, n as u64 * 512);
-            Record { path: path.to_vec(), sum: n as u64 + 1, shape, stamp: (n % 2 == 0).then_some(stamp) }
+            let n = n as u64;
+            let seen = (n != 3).then(|| Seen { meta: meta(n), is_whiteout: n == 1, may_rest: n == 2 });
+            // Its own, none, that of another inode.
+            let stamp = [Some(n), None, Some(n + 70)][n as usize % 3].map(|n| Stamp::new(&meta(n)));
+            Record { path: path.to_vec(), sum: n + 1, shape: Shape::of(path, 512, n * 512), stamp, seen }
         };
         let all: Vec<_> = paths.iter().enumerate().map(record).collect();
         let mut out = Records::begin(tempfile::tempfile().unwrap());
-        all.iter().for_each(|r| out.put(&r.path, r.sum, r.shape, r.stamp.as_ref()).unwrap());
-        let mut file = out.finish().unwrap();
-        file.rewind().unwrap();
-        let mut read = Recorded::read(file, all.len() as u64);
+        for record in &all {
+            out.put_odd(b"a/socket").unwrap();
+            out.put(record).unwrap();
+        }
+        let (file, count) = out.finish().unwrap();
+        let mut read = Recorded::read(&file, count).unwrap();
         let found: Vec<_> = std::iter::from_fn(|| read.next().unwrap()).collect();
         assert_eq!(found, all);
+        let mut read = Recorded::read(&file, count).unwrap();
+        let lines = std::iter::from_fn(|| read.line().unwrap());
+        assert_eq!(lines.filter(|line| matches!(line, Line::Odd(path) if path == b"a/socket")).count(), all.len());
+    }
+
+    #[test]
+    fn what_is_below_a_path_is_known_by_its_name() {
+        let record = |path: &[u8]| {
+            let shape = Shape::of(path, 512, 0);
+            Record { path: path.to_vec(), sum: 0, shape, stamp: None, seen: None }
+        };
+        for (path, is_beyond) in
+            [("a", false), ("a/b", false), ("a/b/c", false), ("a.b", true), ("b", true), ("", true)]
+        {
+            assert_eq!(record(path.as_bytes()).is_beyond(b"a"), is_beyond, "{path}");
+        }
+    }
+
+    #[test]
+    fn who_has_other_names_never_rests() {
+        let long_ago = |meta: Meta| Meta { ctime: Time::default(), ..meta };
+        let (file, directory) = (long_ago(meta(0)), long_ago(meta(1)));
+        let alone = Meta { links: 1, ..file.clone() };
+        let now = Time { secs: 3, nanos: 0 };
+        let rests = |meta: &Meta, whiteout, then| Seen::of(meta, whiteout, then).rests(meta);
+        assert!(rests(&alone, false, now) && rests(&directory, false, now) && rests(&file, true, now));
+        assert!(!rests(&file, false, now) && !rests(&alone, false, Time::default()));
+        assert!(!Seen::of(&alone, false, now).rests(&Meta { ctime: now, ..alone.clone() }));
     }
 
     #[test]

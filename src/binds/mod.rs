@@ -22,13 +22,12 @@ pub use path::open_in_root;
 use view::{Found, HostView, View};
 
 use crate::{
-    ahead::{self, Compression, Draft, Tar, Watch},
+    ahead::{self, Compression, Draft, Probe, Tar, Watch},
     error::{At, Error, Result},
     freeze::Still,
     host::Host,
     interrupt,
     layout::{Blob, Staging},
-    ledger,
     oci::runtime::{Mount, Spec},
     runtime::Task,
     tree::{FileId, Held, Kind, LeftOut, Meta, Node, Packer, Sink, Summary, Why, plain},
@@ -120,7 +119,7 @@ pub fn copy_ahead(host: &Host, task: &Task, spec: &Spec, staging: &Staging) -> R
         if matches!(node.meta.kind, Kind::File | Kind::Directory) && ahead::can_tell(&node) {
             let watch = Watch { host, task, root: None, everyone: true };
             let what = What::of(&node, mount, place, staging)?;
-            let draft = Draft::make(Compression::None, staging, &watch, |sink| what.write(sink, false).map(drop))?;
+            let draft = Draft::make(Compression::None, staging, &watch, |sink| what.write(sink).map(drop))?;
             all.0.insert(i, (node.meta.id, draft));
         }
     }
@@ -261,10 +260,13 @@ impl Mounts {
         self.findings.extend(caveat.map(|caveat| format!("{name}: {caveat}")));
         let what = What::of(&node, mount, place, staging)?;
         let kind = if mount.is_bind() { BIND } else { TMPFS };
-        ledger::tree(&name_of(kind, &mount.destination));
         let (tar, summary) = match draft {
-            Some((id, draft)) if id == node.meta.id => draft.catch_up(staging, |sink| what.write(sink, true))?,
-            _ => ahead::whole(Compression::None, staging, |sink| what.write(sink, true))?,
+            Some((id, draft)) if id == node.meta.id => {
+                let is_tree = node.meta.kind == Kind::Directory;
+                let probe = is_tree.then_some(Probe { root: &node, before: None });
+                draft.catch_up(staging, probe, |sink| what.write(sink))?
+            }
+            _ => ahead::whole(Compression::None, staging, |sink| what.write(sink))?,
         };
         let mut captured = Captured { kind, destination: mount.destination.clone(), summary, tar };
         self.findings.extend(inner_mounts(&mut captured.summary, source, spec, i));
@@ -346,17 +348,15 @@ impl<'w> What<'w> {
         Ok(Self { source, destination, ours })
     }
 
-    /// Writes it; `is_final` unless it will be read again.
-    fn write(&self, sink: &mut dyn Sink, is_final: bool) -> Result<Summary> {
+    fn write(&self, sink: &mut dyn Sink) -> Result<Summary> {
         let packer = Packer::into_sink(sink, |_| Held::Kept);
-        let packer = if is_final { packer } else { packer.untold() };
         write(self.source, &self.destination.to_string_lossy(), Some(self.ours), packer)
     }
 }
 
-/// Stores a captured mount as a blob.
-pub fn seal(tar: Tar, staging: &Staging) -> Result<Blob> {
-    tar.store(staging).map(|stored| stored.blob)
+/// Stores a captured mount, which the ledger calls `of`, as a blob.
+pub fn seal(tar: Tar, staging: &Staging, of: &str) -> Result<Blob> {
+    tar.store(staging, of).map(|stored| stored.blob)
 }
 
 /// Writes the content of a mount as a tar stream. `dest` is where the container sees it: a mount that is a single file
@@ -400,7 +400,7 @@ mod tests {
         let still = freeze::stopped(&host, None).unwrap();
         let mounts = capture(&host, &still, &spec, false, Ahead::default(), &staging).unwrap();
         let names = |captured: Captured| {
-            let tar = staging.read_blob(&seal(captured.tar, &staging).unwrap().digest).unwrap();
+            let tar = staging.read_blob(&seal(captured.tar, &staging, "").unwrap().digest).unwrap();
             let mut archive = tar::Archive::new(&tar[..]);
             let names = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string());
             (captured.destination, names.collect())

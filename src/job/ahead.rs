@@ -4,7 +4,6 @@ use std::{panic::resume_unwind, thread};
 
 use super::{
     checkpoint::Run,
-    evidence::RW_LAYER,
     locate::{Target, with_causes},
     memory::Taken,
     report::Stage,
@@ -15,7 +14,6 @@ use crate::{
     error::{Error, Result},
     freeze::Still,
     layout::Staging,
-    ledger,
     runtime::Task,
     rw::{self, Draft},
 };
@@ -57,7 +55,7 @@ impl Run<'_> {
     }
 
     /// Memory and files at once: while CRIU holds the processes nobody writes to their files, but for a directory that it may
-    /// make itself for a moment. If it did, or failed, the files are captured again.
+    /// make itself for a moment. If it fails, the files are captured again.
     pub(super) fn memory_and_files(
         &mut self,
         ready: Option<Ready<'_>>,
@@ -71,28 +69,26 @@ impl Run<'_> {
         let Some(rw) = &target.rw else {
             return Ok((self.take(ready, still, target, staging, progress)?, None));
         };
-        let capture = |draft| {
-            ledger::tree_anew(RW_LAYER);
-            rw::capture(&store.host, still, draft, rw, how, staging)
-        };
+        let outset = rw::Outset::of(rw);
+        let capture = |draft, outset: &_| rw::capture(&store.host, still, draft, (rw, outset), how, staging);
         // Who reads memory without CRIU may let a process run for an instant.
         if ready.is_none() {
             let taken = self.take(ready, still, target, staging, progress)?;
             progress(Stage::Files { held });
-            return capture(draft).map(|files| (taken, Some(files)));
+            return capture(draft, &rw::Outset::of(rw)).map(|files| (taken, Some(files)));
         }
         let (taken, files) = thread::scope(|scope| {
-            let files = scope.spawn(|| capture(draft));
+            let files = scope.spawn(|| capture(draft, &outset));
             let taken = self.take(ready, still, target, staging, progress);
             progress(Stage::Files { held });
             (taken, files.join().unwrap_or_else(|panic| resume_unwind(panic)))
         });
         let (taken, files) = (taken?, files?);
-        // When CRIU fails it lets go of the processes before they are frozen again.
-        if taken.images.is_some() && files.is_untouched(rw) {
+        if taken.images.is_some() {
             return Ok((taken, Some(files)));
         }
+        // When CRIU fails it lets go of the processes before they are frozen again.
         let draft = files.into_draft(staging)?;
-        capture(draft).map(|files| (taken, Some(files)))
+        capture(draft, &rw::Outset::of(rw)).map(|files| (taken, Some(files)))
     }
 }

@@ -452,14 +452,14 @@ impl Run<'_> {
     }
 
     fn layer(&mut self, files: rw::Captured, staging: &Staging) -> Result<Layer> {
-        let layer = rw::seal(files, staging)?;
+        let layer = rw::seal(files, staging, evidence::RW_LAYER)?;
         self.note_lost("", "rw layer", &layer.summary);
         Ok(layer)
     }
 
     fn mount(&mut self, captured: binds::Captured, staging: &Staging) -> Result<Bind> {
         let of = captured.name();
-        let blob = binds::seal(captured.tar, staging)?;
+        let blob = binds::seal(captured.tar, staging, &of)?;
         self.note_lost(&format!("{of}: "), &of, &captured.summary);
         Ok(Bind { kind: captured.kind, destination: captured.destination, blob })
     }

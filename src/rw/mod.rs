@@ -25,16 +25,15 @@ use std::{fs::File, io::Write};
 
 pub use crate::ahead::{Compression, Draft};
 use crate::{
-    ahead::{self, Tar, Watch},
+    ahead::{self, Probe, Tar, Watch},
     error::{At, Error, Result},
     freeze::Still,
     host::Host,
     layout::Staging,
-    pax::Time,
     runtime::Task,
     snapshotter::{Driver, Root, RwLayer},
     sparse::SparseFile,
-    tree::{Held, Kind, Listed, Node, Packer, Sink, Summary, Why, plain},
+    tree::{Held, Kind, Listed, Meta, Node, Packer, Sink, Summary, Why, plain},
 };
 
 mod inodes;
@@ -54,8 +53,6 @@ pub struct Captured {
     /// What no layer can hold, as another tar.
     beside: File,
     summary: Summary,
-    /// How it was before.
-    before: Places,
 }
 
 /// Copies the rw layer of a running container, as far as it can be told later what has changed; `None` where it cannot.
@@ -69,7 +66,7 @@ pub fn copy_ahead(
     let Some(root) = watched(rw)? else { return Ok(None) };
     let watch = Watch { host, task, root: Some(&root), everyone: false };
     let draft = Draft::make(how, staging, &watch, |sink| {
-        let mut packer = Packer::into_sink(sink, judge).untold();
+        let mut packer = Packer::into_sink(sink, judge);
         pack(rw, &mut packer)?;
         packer.finish().map(drop)
     })?;
@@ -93,57 +90,71 @@ fn watched(rw: &RwLayer) -> Result<Option<Node>> {
     Ok(ahead::can_tell(&node).then_some(node))
 }
 
-/// Captures the rw layer while the container is held still; of what was copied ahead only what may have changed is read.
+/// Captures the rw layer while the container is held still, as it was at its `outset`; of what was copied ahead only what may
+/// have changed is read.
 pub fn capture(
     host: &Host,
     still: &Still,
     draft: Option<Draft>,
-    rw: &RwLayer,
+    (rw, outset): (&RwLayer, &Outset),
     how: Compression,
     staging: &Staging,
 ) -> Result<Captured> {
     let mut beside = staging.sparse("beside.tar")?;
-    let before = Places::of(rw);
     let write = |sink: &mut dyn Sink| {
-        let mut packer = Packer::into_sink(sink, judge).with_beside(&mut beside);
+        let packer = Packer::into_sink(sink, judge).with_beside(&mut beside);
+        let mut packer =
+            outset.listed().fold(packer, |packer, (meta, names)| packer.with_listed(meta.id, names.clone()));
         pack(rw, &mut packer)?;
         packer.finish()
     };
     let (tar, summary) = match (draft, still.task(), watched(rw)?) {
         (Some(mut draft), Some(task), Some(root)) => {
             draft.doubt.look(&Watch { host, task, root: Some(&root), everyone: false });
-            draft.catch_up(staging, write)?
+            let before = outset.tmp.as_ref().map(|(meta, _)| (TMP, meta));
+            // Two trees are walked side by side, whatever was touched.
+            let probe = (!matches!(rw, RwLayer::Trees { .. })).then_some(Probe { root: &root, before });
+            draft.catch_up(staging, probe, write)?
         }
         _ => ahead::whole(how, staging, write)?,
     };
-    Ok(Captured { tar, how, beside: beside.complete()?, summary, before })
+    Ok(Captured { tar, how, beside: beside.complete()?, summary })
 }
 
-/// Where CRIU may make a directory for a moment, in the container's own tree, to see what a mount covers (`get_clean_mnt`):
-/// the root and `/tmp`. Nobody else does anything while it dumps.
-#[derive(Debug, PartialEq, Eq)]
-struct Places([Option<(Time, Time)>; 2]);
+/// Where CRIU may make a directory for a moment, in the container's own tree, to see what a mount covers (`get_clean_mnt`): the
+/// root and `/tmp`. Nobody else does anything while it dumps. So both are looked at before it begins, and no name that comes
+/// later is seen.
+#[derive(Debug)]
+pub struct Outset {
+    root: Option<(Meta, Vec<Vec<u8>>)>,
+    tmp: Option<(Meta, Vec<Vec<u8>>)>,
+}
 
-impl Places {
-    fn of(rw: &RwLayer) -> Self {
+const TMP: &[u8] = b"tmp";
+
+impl Outset {
+    /// How the two are now. What cannot be looked at is told by whoever captures it.
+    pub fn of(rw: &RwLayer) -> Self {
         let root = match rw {
             RwLayer::Overlay { upper: root, .. }
             | RwLayer::Trees { active: root, .. }
             | RwLayer::Tree { dir: root } => Node::open(root).ok(),
             RwLayer::Stacked { overlay, .. } => return Self::of(overlay),
         };
-        let times = |node: &Node| (node.meta.mtime, node.meta.ctime);
-        let tmp = root.as_ref().and_then(|root| root.child(b"tmp").ok());
-        Self([root.as_ref().map(times), tmp.as_ref().map(times)])
+        let tmp = root.as_ref().and_then(|root| root.child(TMP).ok());
+        let seen = |node: Node| {
+            let names = node.dir().and_then(|dir| dir.names()).ok()?;
+            Some((node.meta, names))
+        };
+        Self { root: root.and_then(seen), tmp: tmp.and_then(seen) }
+    }
+
+    fn listed(&self) -> impl Iterator<Item = &(Meta, Vec<Vec<u8>>)> {
+        self.root.iter().chain(&self.tmp)
     }
 }
 
 impl Captured {
-    /// True if CRIU, which dumped meanwhile, has left no trace that was captured.
-    pub fn is_untouched(&self, rw: &RwLayer) -> bool {
-        self.before == Places::of(rw)
-    }
-
     /// What it was caught up from, to be captured again: in a new staging file.
     pub fn into_draft(self, staging: &Staging) -> Result<Option<Draft>> {
         let beside = staging.path("beside.tar");

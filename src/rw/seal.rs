@@ -26,10 +26,10 @@ pub struct Layer {
     pub summary: Summary,
 }
 
-/// Stores a captured layer.
-pub fn seal(captured: Captured, staging: &Staging) -> Result<Layer> {
-    let Captured { tar, how, beside, summary, .. } = captured;
-    let stored = tar.store(staging)?;
+/// Stores a captured layer, which the ledger calls `of`.
+pub fn seal(captured: Captured, staging: &Staging, of: &str) -> Result<Layer> {
+    let Captured { tar, how, beside, summary } = captured;
+    let stored = tar.store(staging, of)?;
     let beside = if summary.beside > 0 { Some(store(beside, staging)?) } else { None };
     Ok(Layer { blob: stored.blob, diff_id: stored.plain, media_type: how.media_type(), beside, summary })
 }

@@ -116,9 +116,7 @@ impl Walk<'_, '_> {
             return self.deleted_by_name(deleted, name, place);
         }
         let path = self.steps.path_to(name);
-        if let Some(dir) = self.steps.dir()
-            && self.packer.stands(dir, name, &path, &self.root)?
-        {
+        if self.packer.rests(&path)? {
             return Ok(());
         }
         let upper = match self.steps.dir().map(|dir| dir.child(name)) {
@@ -198,7 +196,7 @@ impl Walk<'_, '_> {
             whiteout.inspect(|node| self.packer.leave_out(path, Some(&node.meta), why));
             return Ok(());
         }
-        self.packer.delete(path, &self.steps.path_to(&[MARK, name].concat()))
+        self.packer.delete(path, &self.steps.path_to(&[MARK, name].concat()), whiteout)
     }
 
     fn directory(&mut self, name: &[u8], path: &[u8], node: &Node, place: Place) -> Result<(), Failed> {

@@ -236,7 +236,7 @@ impl Diff<'_> {
         }
         self.parents(packer)?;
         let dir = &pair.path[..pair.path.len() - pair.name.len()];
-        packer.delete(pair.path, &[dir, MARK, pair.name].concat())
+        packer.delete(pair.path, &[dir, MARK, pair.name].concat(), None)
     }
 
     fn parents(&mut self, packer: &mut Packer) -> Result<()> {

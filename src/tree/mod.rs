@@ -10,7 +10,7 @@ pub mod plain;
 pub mod summary;
 pub mod walk;
 
-pub use node::{Dir, FileId, Kind, Meta, Node};
+pub use node::{Dir, FileId, Foothold, Kind, Meta, Node};
 pub use pack::{Entry, Held, Listed, Packer, Sink};
 pub use summary::{LeftOut, Summary, Warning, Why};
 pub use walk::Steps;

@@ -285,6 +285,28 @@ impl Node {
     }
 }
 
+/// A directory in which names can be looked up, and nothing else: the cheapest descriptor there is.
+#[derive(Debug)]
+pub struct Foothold(OwnedFd);
+
+impl Foothold {
+    /// The directory that `node` is.
+    pub fn of(node: &Node) -> io::Result<Self> {
+        Ok(Self(node.fd.try_clone()?))
+    }
+
+    /// Its entry `name`, which is a directory itself.
+    pub fn below(&self, name: &[u8]) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(Self(fs::openat(&self.0, name, flags, Mode::empty())?))
+    }
+
+    /// What the inode of its entry `name` says, itself and not what it may point to; owners are not mapped.
+    pub fn look_at(&self, name: &[u8]) -> io::Result<Meta> {
+        Meta::at(&self.0, name, AtFlags::empty(), None)
+    }
+}
+
 /// A directory open for listing.
 #[derive(Debug)]
 pub struct Dir {
@@ -298,11 +320,6 @@ impl Dir {
     /// Its entry `name`, itself and not what it may point to.
     pub fn child(&self, name: &[u8]) -> io::Result<Node> {
         hold_child(&self.fd, name, self.ids.clone())
-    }
-
-    /// What the inode of its entry `name` says, itself and not what it may point to.
-    pub fn look_at(&self, name: &[u8]) -> io::Result<Meta> {
-        Meta::at(&self.fd, name, AtFlags::empty(), self.ids.as_deref())
     }
 
     /// The names in it, sorted bytewise, without `.` and `..`.

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     error::{At, Result},
-    interrupt, ledger,
+    interrupt,
     pax::{self, Header, Time, Type, Xattr},
     sparse::{SparseFile, next_data, next_hole},
     tally,
@@ -55,7 +55,7 @@ pub struct Listed<'e> {
 pub const MAX_KEY: usize = MAX_PATH + 1024;
 
 /// Stands for the end of the archive: after all that a name can be.
-const END_KEY: &[u8] = &[0xff; 256];
+pub const END_KEY: &[u8] = &[0xff; 256];
 
 /// An entry before its content.
 #[derive(Debug, Clone, Copy)]
@@ -68,6 +68,10 @@ pub struct Entry<'e> {
     pub body: u64,
     /// The file that the content is read from.
     pub data: Option<&'e Meta>,
+    /// What lies at its path; `None`: it stands for nothing that does.
+    pub meta: Option<&'e Meta>,
+    /// It deletes what was there before.
+    pub is_whiteout: bool,
 }
 
 /// Takes entries and not a mere stream, and may have their content already.
@@ -75,9 +79,11 @@ pub trait Sink {
     /// True if the content of the file `data`, for the entry `key` that comes next, need not be read; with the padding its
     /// length is `body`.
     fn has(&mut self, key: &[u8], data: &Meta, body: u64) -> Result<bool>;
-    /// If all of the entry `key` stands as it was drafted, now that its file is `meta`: its length with header and padding,
-    /// and it is taken. Else nothing has happened.
-    fn stands(&mut self, key: &[u8], meta: &Meta) -> Result<Option<u64>>;
+    /// If the entry `key` and all below it are as they were drafted: the account of them, and they are taken. Else nothing has
+    /// happened.
+    fn rests(&mut self, key: &[u8]) -> Result<Option<Summary>>;
+    /// Something of this path was left out, or is not as it should be: it must be come by again.
+    fn odd(&mut self, path: &[u8]);
     /// An entry begins. Its content follows, unless it is had.
     fn begin(&mut self, entry: Entry<'_>) -> Result<()>;
     /// Content.
@@ -104,13 +110,13 @@ pub struct Packer<'a> {
     beside: Option<Box<Packer<'a>>>,
     /// How many values of extended attributes it took.
     values: u64,
-    /// Its entries are told to the ledger, where one is kept; those beside are told with their content only.
-    is_told: bool,
     /// The first name of every inode that has several.
     first_names: HashMap<FileId, Vec<u8>>,
     buf: Vec<u8>,
     /// Passed over as if it were not there.
     ignored: Option<FileId>,
+    /// Directories that were listed before, with the names that they had.
+    listed: Vec<(FileId, Vec<Vec<u8>>)>,
     /// The header at hand lacks an attribute.
     is_lacking: bool,
     summary: Summary,
@@ -144,10 +150,10 @@ impl<'a> Packer<'a> {
             judge,
             beside: None,
             values: 0,
-            is_told: true,
             first_names,
             buf,
             ignored: None,
+            listed: Vec::new(),
             is_lacking: false,
             summary,
         }
@@ -157,18 +163,12 @@ impl<'a> Packer<'a> {
     /// of extended attributes as `xattrs/<number>`.
     pub fn with_beside(self, beside: &'a mut SparseFile) -> Self {
         let judge = self.judge;
-        let beside = Self { is_told: false, ..Self::into_sparse(beside, judge) };
-        Self { beside: Some(Box::new(beside)), ..self }
-    }
-
-    /// The same, not accounted for: what it writes is read again.
-    pub fn untold(self) -> Self {
-        Self { is_told: false, ..self }
+        Self { beside: Some(Box::new(Self::into_sparse(beside, judge))), ..self }
     }
 
     /// Ends the archive and hands over the account.
     pub fn finish(mut self) -> Result<Summary> {
-        self.begin(END_KEY, &pax::END, 0, None)?;
+        self.begin(Entry { key: END_KEY, head: &pax::END, body: 0, data: None, meta: None, is_whiteout: false })?;
         if let Some(beside) = self.beside.take() {
             self.summary.take_beside(beside.finish()?);
         }
@@ -183,7 +183,18 @@ impl<'a> Packer<'a> {
 
     /// Notes that something is not in the tar.
     pub fn leave_out(&mut self, path: &[u8], meta: Option<&Meta>, why: Why) {
-        self.summary.leave_out(LeftOut { path: path.to_vec(), meta: meta.cloned(), why, kept: None });
+        self.left_out(LeftOut { path: path.to_vec(), meta: meta.cloned(), why, kept: None });
+    }
+
+    fn left_out(&mut self, lost: LeftOut) {
+        self.odd(&lost.path);
+        self.summary.leave_out(lost);
+    }
+
+    fn odd(&mut self, path: &[u8]) {
+        if let Out::Sink(sink) = &mut self.out {
+            sink.odd(path);
+        }
     }
 
     /// Notes that something is not in the tar, and keeps it beside: all below it too, if it is a directory.
@@ -198,18 +209,30 @@ impl<'a> Packer<'a> {
         if let Out::List(each) = &mut self.out {
             each(Listed { path, meta: Some(&node.meta), existed: false, left_out: Some(&why) })?;
         }
-        self.summary.leave_out(LeftOut { path: path.to_vec(), meta: Some(node.meta.clone()), why, kept });
+        self.left_out(LeftOut { path: path.to_vec(), meta: Some(node.meta.clone()), why, kept });
         Ok(())
     }
 
     /// Notes that something is not as it should be.
     pub fn warn(&mut self, path: &[u8], what: impl Into<String>) {
+        self.odd(path);
         self.summary.warn(Warning { path: path.to_vec(), what: what.into() });
     }
 
     /// Passes `ours` over, and all below it: what we write ourselves into the tree that we read.
     pub fn ignore(&mut self, ours: FileId) {
         self.ignored = Some(ours);
+    }
+
+    /// Believes that the directory `dir` has these names, in order, and no others.
+    pub fn with_listed(mut self, dir: FileId, names: Vec<Vec<u8>>) -> Self {
+        self.listed.push((dir, names));
+        self
+    }
+
+    /// The names in `dir`, which is `id`.
+    pub(super) fn names(&self, id: FileId, dir: &Dir) -> io::Result<Vec<Vec<u8>>> {
+        self.listed.iter().find(|(listed, _)| *listed == id).map_or_else(|| dir.names(), |(_, names)| Ok(names.clone()))
     }
 
     /// True if something of this path and kind may be written; if not, that is noted. A directory that is a mount point may,
@@ -227,21 +250,14 @@ impl<'a> Packer<'a> {
         !is_long && (meta.is_on_mount_of(root) || meta.kind == Kind::Directory)
     }
 
-    /// True if the entry `name` of `dir`, to be written under `path`, is a file that nothing has happened to since it was
-    /// drafted: then it is written. Of an inode with one name the time of its last change covers owner, mode and attributes.
-    pub fn stands(&mut self, dir: &Dir, name: &[u8], path: &[u8], root: &Meta) -> Result<bool> {
+    /// True if nothing has happened to what would be written under `path`, nor to anything below it, since it was drafted: then
+    /// all that is written.
+    pub fn rests(&mut self, path: &[u8]) -> Result<bool> {
         let Out::Sink(sink) = &mut self.out else { return Ok(false) };
-        let Ok(meta) = dir.look_at(name) else { return Ok(false) };
-        if meta.kind != Kind::File || meta.links != 1 || !meta.is_on_mount_of(root) {
-            return Ok(false);
-        }
-        let Some(len) = sink.stands(path, &meta)? else { return Ok(false) };
-        self.tell(path, &meta);
+        let Some(resting) = sink.rests(path)? else { return Ok(false) };
         interrupt::check()?;
-        tally::file();
-        self.summary.files += 1;
-        self.summary.bytes += meta.size;
-        self.summary.written += len;
+        tally::files(resting.entries());
+        self.summary.add(&resting);
         Ok(true)
     }
 
@@ -291,22 +307,20 @@ impl<'a> Packer<'a> {
         Ok(is_written)
     }
 
-    /// Writes the mark that deletes `path`.
-    pub fn delete(&mut self, path: &[u8], mark: &[u8]) -> Result<()> {
+    /// Writes the mark that deletes `path`, because of what lies there, if something does.
+    pub fn delete(&mut self, path: &[u8], mark: &[u8], whiteout: Option<&Node>) -> Result<()> {
         self.summary.whiteouts += 1;
         if let Out::List(each) = &mut self.out {
             each(Listed { path, meta: None, existed: true, left_out: None })?;
         }
-        self.mark_for(path, mark)
+        let (head, meta) = (plain_file(mark).encode(), whiteout.map(|node| &node.meta));
+        self.begin(Entry { key: path, head: &head, body: 0, data: None, meta, is_whiteout: true })
     }
 
     /// Writes an empty file that belongs to nobody: the form of a layer's marks (OCI image spec, layer.md, "Whiteouts").
     pub fn mark(&mut self, path: &[u8]) -> Result<()> {
-        self.mark_for(path, path)
-    }
-
-    fn mark_for(&mut self, key: &[u8], path: &[u8]) -> Result<()> {
-        self.begin(key, &plain_file(path).encode(), 0, None)
+        let head = plain_file(path).encode();
+        self.begin(Entry { key: path, head: &head, body: 0, data: None, meta: None, is_whiteout: false })
     }
 
     /// What needs a header only.
@@ -397,16 +411,9 @@ impl<'a> Packer<'a> {
         if kind == Type::Directory && !name.ends_with(b"/") {
             name.push(b'/');
         }
-        self.tell(&name, &node.meta);
         let header = Header { kind, path: &name, link, mode, uid, gid, size, mtime, device, xattrs: &xattrs };
-        self.begin(path, &header.encode(), size + pax::padding(size) as u64, data)
-    }
-
-    /// Accounts for what was read.
-    fn tell(&self, path: &[u8], meta: &Meta) {
-        if self.is_told && ledger::takes_entries() {
-            ledger::entry(path, meta.told());
-        }
+        let (head, body) = (header.encode(), size + pax::padding(size) as u64);
+        self.begin(Entry { key: path, head: &head, body, data, meta: Some(&node.meta), is_whiteout: false })
     }
 
     /// The attributes to be written; those that are not are noted, once for each inode.
@@ -454,7 +461,7 @@ impl<'a> Packer<'a> {
             beside.bytes(&at, &value)?;
             kept = Some(at);
         }
-        self.summary.leave_out(LeftOut { path: path.to_vec(), meta: Some(node.meta.clone()), why, kept });
+        self.left_out(LeftOut { path: path.to_vec(), meta: Some(node.meta.clone()), why, kept });
         Ok(())
     }
 
@@ -533,18 +540,18 @@ impl<'a> Packer<'a> {
         Ok(())
     }
 
-    /// An entry's header; content of this length, read from `data`, follows it.
-    fn begin(&mut self, key: &[u8], head: &[u8], body: u64, data: Option<&Meta>) -> Result<()> {
+    /// An entry's header; its content follows.
+    fn begin(&mut self, entry: Entry<'_>) -> Result<()> {
         let is_lacking = std::mem::take(&mut self.is_lacking);
         if let Out::Sink(sink) = &mut self.out {
-            self.summary.written += head.len() as u64;
-            sink.begin(Entry { key, head, body, data })?;
+            self.summary.written += entry.head.len() as u64;
+            sink.begin(entry)?;
             if is_lacking {
                 sink.distrust();
             }
             return Ok(());
         }
-        self.write(head)
+        self.write(entry.head)
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {

@@ -44,9 +44,7 @@ fn visit(
     refuse: fn(&[u8]) -> Option<Why>,
 ) -> Result<()> {
     let path = steps.path_to(name);
-    if let Some(dir) = steps.dir()
-        && packer.stands(dir, name, &path, root)?
-    {
+    if packer.rests(&path)? {
         return Ok(());
     }
     let Some(node) = steps.dir().and_then(|dir| find(packer, dir, &path, name)) else { return Ok(()) };
@@ -72,7 +70,7 @@ pub fn find(packer: &mut Packer, dir: &Dir, path: &[u8], name: &[u8]) -> Option<
 
 /// The directory `node`, open, and the names in it; if they cannot be read, that is noted.
 pub fn list(packer: &mut Packer, path: &[u8], node: &Node) -> Option<(Dir, Vec<Vec<u8>>)> {
-    let listed = node.dir().and_then(|dir| dir.names().map(|names| (dir, names)));
+    let listed = node.dir().and_then(|dir| packer.names(node.meta.id, &dir).map(|names| (dir, names)));
     let note =
         |e: &std::io::Error| packer.leave_out(path, Some(&node.meta), Why::Unreadable(format!("all below it: {e}")));
     listed.inspect_err(note).ok()

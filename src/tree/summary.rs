@@ -59,6 +59,22 @@ impl Summary {
         }
     }
 
+    /// Adds the figures of another part of the same tar, which lists nothing.
+    pub(super) fn add(&mut self, part: &Self) {
+        self.files += part.files;
+        self.directories += part.directories;
+        self.symlinks += part.symlinks;
+        self.devices += part.devices;
+        self.whiteouts += part.whiteouts;
+        self.bytes += part.bytes;
+        self.written += part.written;
+    }
+
+    /// How many entries it counts.
+    pub fn entries(&self) -> u64 {
+        self.files + self.directories + self.symlinks + self.devices + self.hard_links + self.whiteouts
+    }
+
     fn has_room(&mut self, len: usize) -> bool {
         let fits = self.listed + len <= MAX_LISTED;
         if fits {

@@ -1,7 +1,7 @@
 //! The list of all that was read: what the ledger has, and the entries of trees with the digests of their content.
 //!
-//! Entries were written down with what their inodes said while the container stood still; their content is hashed now, from
-//! the tars that hold it. Both are in one order, and read side by side: memory does not grow with them.
+//! Entries were written down with what their inodes said when they were read; their content is hashed now, from the tars that
+//! hold it. Both are in one order, and read side by side: memory does not grow with them.
 
 use std::{
     fs::File,
@@ -109,10 +109,7 @@ impl Entries {
     fn open(staging: &Staging) -> Result<Self> {
         let path = staging.path(ENTRIES);
         let lines = match File::open(&path) {
-            Ok(mut file) => {
-                file.rewind().at("read", &path)?;
-                Some(BufReader::new(file))
-            }
+            Ok(file) => Some(BufReader::new(file)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(e).at("open", path),
         };
@@ -128,9 +125,12 @@ impl Entries {
         Ok(())
     }
 
-    /// Goes to the entries of the tree called so.
+    /// Goes to the entries of the tree called so. Trees are written down in the order in which they are stored.
     fn seek(&mut self, of: &str) -> Result<()> {
         let wanted = serde_json::json!({ "tree": of }).to_string();
+        if let Some(lines) = &mut self.lines {
+            lines.rewind().at("read", ENTRIES)?;
+        }
         loop {
             self.advance()?;
             match &self.next {

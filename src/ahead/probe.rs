@@ -1,0 +1,208 @@
+//! What has been touched since it was copied: every inode that was recorded is looked at once more, by its name, and nothing
+//! is opened but directories to look names up in. Where nothing was touched nobody has to walk.
+//!
+//! A directory's inode tells of every name that came or went in it, so an untouched directory has the names it had. What is
+//! untouched together with all below it rests; the walk passes it by.
+
+use std::{
+    collections::HashSet,
+    io,
+    sync::{Mutex, PoisonError},
+    thread,
+};
+
+use super::{
+    doubt::Doubt,
+    record::{Line, Record, Recorded},
+};
+use crate::{
+    error::{At, Result},
+    interrupt,
+    tree::{Foothold, Kind, Meta, Node, pack::END_KEY},
+};
+
+/// Where to look, and what was seen there before somebody else came by.
+pub struct Probe<'p> {
+    /// The root of the tree.
+    pub root: &'p Node,
+    /// What lay at a path, to be believed in place of what lies there now.
+    pub before: Option<(&'p [u8], &'p Meta)>,
+}
+
+/// The paths of what may be another than it was, and of all directories above.
+#[derive(Debug, Default)]
+pub struct Touched {
+    paths: HashSet<Vec<u8>>,
+    /// Length of all of them.
+    len: usize,
+    /// Nobody knows.
+    all: bool,
+}
+
+/// More paths are not kept: then the whole tree is walked.
+const MAX_LEN: usize = 16 << 20;
+
+/// So many lines one thread takes at a time.
+const AT_ONCE: usize = 256;
+
+/// So many directories one below the other stay open.
+const MAX_DEPTH: usize = 64;
+
+/// More threads do not help while CRIU is at work.
+const MAX_THREADS: usize = 4;
+
+impl Touched {
+    /// Nothing is known.
+    pub fn all() -> Self {
+        Self { all: true, ..Self::default() }
+    }
+
+    /// Looks at all that was recorded.
+    pub fn look(probe: &Probe<'_>, recorded: Recorded, doubt: &Doubt) -> Result<Self> {
+        let recorded = Mutex::new(recorded);
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+        let found = thread::scope(|scope| {
+            let look = || Looker::begin(probe, doubt)?.run(&recorded);
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(look)).collect();
+            let ours = look();
+            // One that panicked has seen nothing.
+            let theirs = others.into_iter().map(|other| other.join().unwrap_or_else(|_| Ok(Self::all())));
+            std::iter::once(ours).chain(theirs.collect::<Vec<_>>()).collect::<Result<Vec<_>>>()
+        })?;
+        Ok(found.into_iter().fold(Self::default(), Self::and))
+    }
+
+    /// True unless the entry `path` and all below it are as they were.
+    pub fn is_about(&self, path: &[u8]) -> bool {
+        self.all || self.paths.contains(path)
+    }
+
+    fn add(&mut self, mut path: &[u8]) {
+        while !self.all && !self.paths.contains(path) {
+            self.len += path.len() + size_of::<Vec<u8>>();
+            self.all = self.len > MAX_LEN;
+            self.paths.insert(path.to_vec());
+            path = parent_of(path);
+        }
+    }
+
+    fn and(mut self, other: Self) -> Self {
+        self.all |= other.all;
+        self.len += other.len;
+        self.paths.extend(other.paths);
+        self
+    }
+}
+
+fn parent_of(path: &[u8]) -> &[u8] {
+    path.iter().rposition(|&byte| byte == b'/').map_or(b"", |at| &path[..at])
+}
+
+/// One thread's way through the tree.
+struct Looker<'p> {
+    probe: &'p Probe<'p>,
+    doubt: &'p Doubt,
+    root: Foothold,
+    /// The directory that was looked into last.
+    path: Vec<u8>,
+    /// Those above it and itself, each with the length of its path; `None`: there is no such directory.
+    open: Vec<(usize, Option<Foothold>)>,
+    touched: Touched,
+}
+
+impl<'p> Looker<'p> {
+    fn begin(probe: &'p Probe<'p>, doubt: &'p Doubt) -> Result<Self> {
+        let root = Foothold::of(probe.root).at("look into", "the root of a tree")?;
+        Ok(Self { probe, doubt, root, path: Vec::new(), open: Vec::new(), touched: Touched::default() })
+    }
+
+    fn run(mut self, recorded: &Mutex<Recorded>) -> Result<Touched> {
+        let mut lines = Vec::with_capacity(AT_ONCE);
+        loop {
+            interrupt::check()?;
+            take(recorded, &mut lines).at("read", "the records of a draft")?;
+            if lines.is_empty() {
+                return Ok(self.touched);
+            }
+            for line in lines.drain(..) {
+                match line {
+                    Line::Entry(record) if self.rests(&record) => {}
+                    Line::Entry(Record { path, .. }) | Line::Odd(path) => self.touched.add(&path),
+                }
+            }
+        }
+    }
+
+    fn rests(&mut self, record: &Record) -> bool {
+        let Some(seen) = record.seen.as_ref().filter(|seen| seen.may_rest) else {
+            // The end of the archive lies nowhere.
+            return record.path == END_KEY;
+        };
+        if let Some((_, meta)) = self.probe.before.filter(|(path, _)| *path == record.path) {
+            return seen.rests(meta);
+        }
+        let is_file = seen.meta.kind == Kind::File;
+        self.look_at(&record.path).is_ok_and(|now| seen.rests(&now) && !(is_file && self.doubt.is_about(&now)))
+    }
+
+    fn look_at(&mut self, path: &[u8]) -> io::Result<Meta> {
+        let parent = parent_of(path);
+        let name = path.get(parent.len()..).unwrap_or_default();
+        self.go_to(parent)?.look_at(name.strip_prefix(b"/").unwrap_or(name))
+    }
+
+    /// The directory `path`, from the one that was looked into last.
+    fn go_to(&mut self, path: &[u8]) -> io::Result<&Foothold> {
+        if self.path != path {
+            let is_on_the_way = |at: usize| {
+                let rest = self.path.get(..at).and_then(|above| path.strip_prefix(above));
+                rest.is_some_and(|rest| rest.first().is_none_or(|&byte| byte == b'/'))
+            };
+            let common = self.open.iter().take_while(|(at, _)| is_on_the_way(*at)).count();
+            self.open.truncate(common);
+            let at = self.open.last().map_or(0, |(at, _)| *at);
+            let names = path.get(at..).unwrap_or_default().split(|&byte| byte == b'/').filter(|name| !name.is_empty());
+            self.path.truncate(at);
+            for name in names {
+                let below = self.open.last().map_or(Some(&self.root), |(_, open)| open.as_ref());
+                let next = below.filter(|_| self.open.len() < MAX_DEPTH).and_then(|dir| dir.below(name).ok());
+                if !self.path.is_empty() {
+                    self.path.push(b'/');
+                }
+                self.path.extend(name);
+                self.open.push((self.path.len(), next));
+            }
+        }
+        let here = self.open.last().map_or(Some(&self.root), |(_, open)| open.as_ref());
+        here.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+fn take(recorded: &Mutex<Recorded>, lines: &mut Vec<Line>) -> io::Result<()> {
+    let mut recorded = recorded.lock().unwrap_or_else(PoisonError::into_inner);
+    while lines.len() < AT_ONCE {
+        match recorded.line()? {
+            Some(line) => lines.push(line),
+            None => break,
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_touched_is_so_with_all_above_it() {
+        let mut touched = Touched::default();
+        touched.add(b"a/b/c");
+        touched.add(b"a/d");
+        for (path, is_so) in
+            [("", true), ("a", true), ("a/b", true), ("a/b/c", true), ("a/d", true), ("a/e", false), ("b", false)]
+        {
+            assert_eq!(touched.is_about(path.as_bytes()), is_so, "{path}");
+        }
+        assert!(Touched::all().is_about(b"b") && touched.and(Touched::all()).is_about(b"b"));
+    }
+}
