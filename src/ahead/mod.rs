@@ -177,14 +177,15 @@ mod tests {
         id::TaskPid,
         layout::Layout,
         runtime::{CgroupVersion, Task},
-        tree::{Held, Packer, plain},
+        tree::{Held, Packer, Summary, Why, plain},
     };
 
-    fn pack(root: &Path) -> impl Fn(&mut dyn Sink) -> Result<u64> {
+    fn pack(root: &Path) -> impl Fn(&mut dyn Sink) -> Result<Summary> {
+        let refuse = |path: &[u8]| path.ends_with(b"refused").then_some(Why::WhiteoutName);
         move |sink| {
             let mut packer = Packer::into_sink(sink, |_| Held::Kept);
-            plain::pack(&Node::open(root).unwrap(), &mut packer, |_| None)?;
-            Ok(packer.finish()?.written)
+            plain::pack(&Node::open(root).unwrap(), &mut packer, refuse)?;
+            packer.finish()
         }
     }
 
@@ -208,10 +209,14 @@ mod tests {
         fs::hard_link(root.join("d0/f0"), root.join("d5/zero")).unwrap();
         fs::hard_link(root.join("d1/f1"), root.join("d5/one")).unwrap();
         symlink("f2", root.join("d2/link")).unwrap();
+        // What is told of and not written must be told of again.
+        fs::create_dir_all(root.join("e/deep/er")).unwrap();
+        fs::write(root.join("e/deep/refused"), b"").unwrap();
+        std::os::unix::net::UnixListener::bind(root.join("e/deep/er/s")).unwrap();
     }
 
     /// Every way in which a name or a file may be another one since.
-    const CHANGES: [fn(&Path); 12] = [
+    const CHANGES: [fn(&Path); 17] = [
         |_| {},
         |root| fs::write(root.join("d0/a first one"), b"new").unwrap(),
         |root| fs::write(root.join("z last"), noise(2_000_000, 9)).unwrap(),
@@ -232,6 +237,19 @@ mod tests {
             fs::hard_link(root.join("d4/f4"), root.join("d4/f11")).unwrap();
         },
         |root| fs::remove_dir_all(root).and_then(|()| fs::create_dir(root)).unwrap(),
+        // The header of d5/zero tells of d0/f0, and nothing happens to d5 nor to that file.
+        |root| fs::rename(root.join("d0"), root.join("d0.moved")).unwrap(),
+        |root| fs::set_permissions(root.join("d6"), fs::Permissions::from_mode(0o711)).unwrap(),
+        |root| fs::remove_file(root.join("d2/link")).and_then(|()| symlink("f3", root.join("d2/link"))).unwrap(),
+        |root| fs::remove_file(root.join("e/deep/er/s")).unwrap(),
+        |root| {
+            // Another file with all the same times but one.
+            let (old, new) = (root.join("d4/f4"), root.join("new"));
+            let times = fs::metadata(&old).unwrap().modified().unwrap();
+            fs::write(&new, noise(fs::metadata(&old).unwrap().len() as usize, 77)).unwrap();
+            fs::File::options().write(true).open(&new).unwrap().set_modified(times).unwrap();
+            fs::rename(new, old).unwrap();
+        },
     ];
 
     struct Scene {
@@ -287,8 +305,8 @@ mod tests {
                 }
                 let node = Node::open(&root).unwrap();
                 // Where nobody has looked before, all is come by.
-                let probe = || (n % 3 != 2).then_some(Probe { root: &node, before: None });
-                let (tar, written) = draft.catch_up(&scene.staging, probe(), &packed).unwrap();
+                let probe = || (how != Compression::Zstd).then_some(Probe { root: &node, before: None });
+                let (tar, summary) = draft.catch_up(&scene.staging, probe(), &packed).unwrap();
                 // Once more, as if the first time did not count.
                 let (tar, again) = tar.into_draft().unwrap().catch_up(&scene.staging, probe(), &packed).unwrap();
                 let Form::Caught(_, caught) = &tar.0 else { panic!() };
@@ -298,7 +316,7 @@ mod tests {
                 let caught = tar.store(&scene.staging, "").unwrap();
                 let (tar, whole) = super::whole(how, &scene.staging, &packed).unwrap();
                 assert_eq!(caught, tar.store(&scene.staging, "").unwrap(), "change {n}, {how:?}");
-                assert_eq!((written, again), (whole, whole), "change {n}");
+                assert_eq!((&summary, &again), (&whole, &whole), "change {n}");
             }
         }
         sleep.kill().unwrap();

@@ -84,3 +84,32 @@ pub fn leave<T>(steps: &mut Steps<T>, packer: &mut Packer) -> bool {
         true
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::tree::Held;
+
+    #[test]
+    fn what_came_after_a_listing_is_not_seen() {
+        let temp = tempfile::tempdir().unwrap();
+        for name in ["a", "b/in", "c"] {
+            fs::create_dir_all(temp.path().join(name)).unwrap();
+        }
+        let root = Node::open(temp.path()).unwrap();
+        let below = root.child(b"b").unwrap().meta.id;
+        let mut found = Vec::new();
+        let mut each = |told: crate::tree::Listed<'_>| {
+            found.push(String::from_utf8_lossy(told.path).into_owned());
+            Ok(())
+        };
+        let names = vec![b"a".to_vec(), b"b".to_vec()];
+        let mut packer =
+            Packer::listing(&mut each, |_| Held::Kept).with_listed(root.meta.id, names).with_listed(below, Vec::new());
+        pack(&root, &mut packer, |_| None).unwrap();
+        packer.finish().unwrap();
+        assert_eq!(found, ["a", "b"]);
+    }
+}

@@ -27,6 +27,30 @@ fn listed(lab: &Lab) -> Vec<String> {
     all.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
 }
 
+/// CRIU makes a directory in the container's /tmp for a moment, to see what a mount covers: the time of /tmp on the disk tells
+/// of it afterwards. The layer is of the moment before.
+#[test]
+fn what_criu_does_to_the_files_while_it_dumps_is_not_captured() {
+    for cgroup in [Cgroup::V1, Cgroup::V2] {
+        let Some(lab) = Lab::start(Containerd::V2_1, cgroup) else { return };
+        lab.start_containerd();
+        lab.import("programs");
+        after(&lab, "mkdir -p /tmp/kept; touch -d '2020-01-02 03:04:05' /tmp", &[]);
+        // What has just changed is read again in any case.
+        std::thread::sleep(std::time::Duration::from_secs(4));
+        let time = || lab.sh("stat -c %Y /var/lib/containerd/*overlayfs/snapshots/*/fs/tmp");
+        let before = time();
+        dewar_ok(&lab, &["checkpoint", "c", "-o", "/tmp/layout", "--task", "always"]);
+        assert_ne!(time(), before, "CRIU has left /tmp alone, so this shows nothing");
+        let listed = listed(&lab);
+        let tmp: Vec<_> = listed.iter().filter(|line| line.contains(" tmp/")).collect();
+        assert!(
+            tmp.len() == 2 && tmp[0].ends_with(" 2020-01-02 03:04:05 tmp/") && tmp[1].ends_with(" tmp/kept/"),
+            "{tmp:?}"
+        );
+    }
+}
+
 /// A snapshotter without an upperdir: the trees are compared, and what comes home is restored by `ctr`.
 #[test]
 fn a_container_on_the_native_snapshotter_is_carried() {
