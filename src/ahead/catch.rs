@@ -28,7 +28,7 @@ use crate::{
     error::{At, Error, Result},
     layout::Staging,
     pax::MAX_RECORDS,
-    tree::{Entry, Meta, Sink, Summary, pack::MAX_KEY},
+    tree::{Entry, Meta, Sink, Summary, sink::MAX_KEY},
 };
 
 /// A header with all its records is no longer.

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     error::{At, Result},
     interrupt,
-    tree::{Foothold, Kind, Meta, Node, pack::END_KEY},
+    tree::{Foothold, Kind, Meta, Node, sink::END_KEY},
 };
 
 /// Where to look, and what was seen there before somebody else came by.

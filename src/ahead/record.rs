@@ -22,7 +22,7 @@ use std::{
 use super::cut::Shape;
 use crate::{
     pax::Time,
-    tree::{FileId, Kind, Meta, Summary, pack::MAX_KEY},
+    tree::{FileId, Kind, Meta, Summary, sink::MAX_KEY},
 };
 
 /// An entry as it was copied ahead.

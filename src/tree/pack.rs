@@ -5,6 +5,7 @@ use std::{collections::HashMap, fs::File, io, io::Write, os::unix::fs::FileExt};
 use super::{
     node::{Dir, FileId, Kind, Meta, Node},
     plain,
+    sink::{END_KEY, Entry, Sink},
     summary::{LeftOut, MAX_PATH, Summary, Warning, Why},
 };
 use crate::{
@@ -49,49 +50,6 @@ pub struct Listed<'e> {
     pub existed: bool,
     /// Why it would not be written.
     pub left_out: Option<&'e Why>,
-}
-
-/// What stands for an entry among its neighbours is no longer than this: a path and a mark.
-pub const MAX_KEY: usize = MAX_PATH + 1024;
-
-/// Stands for the end of the archive: after all that a name can be.
-pub const END_KEY: &[u8] = &[0xff; 256];
-
-/// An entry before its content.
-#[derive(Debug, Clone, Copy)]
-pub struct Entry<'e> {
-    /// What stands for it: its path, or that of what it deletes.
-    pub key: &'e [u8],
-    /// Its header.
-    pub head: &'e [u8],
-    /// Length of the content that follows, with the padding.
-    pub body: u64,
-    /// The file that the content is read from.
-    pub data: Option<&'e Meta>,
-    /// What lies at its path; `None`: it stands for nothing that does.
-    pub meta: Option<&'e Meta>,
-    /// It deletes what was there before.
-    pub is_whiteout: bool,
-}
-
-/// Takes entries and not a mere stream, and may have their content already.
-pub trait Sink {
-    /// True if the content of the file `data`, for the entry `key` that comes next, need not be read; with the padding its
-    /// length is `body`.
-    fn has(&mut self, key: &[u8], data: &Meta, body: u64) -> Result<bool>;
-    /// If the entry `key` and all below it are as they were drafted: the account of them, and they are taken. Else nothing has
-    /// happened.
-    fn rests(&mut self, key: &[u8]) -> Result<Option<Summary>>;
-    /// Something of this path was left out, or is not as it should be: it must be come by again.
-    fn odd(&mut self, path: &[u8]);
-    /// An entry begins. Its content follows, unless it is had.
-    fn begin(&mut self, entry: Entry<'_>) -> Result<()>;
-    /// Content.
-    fn bytes(&mut self, bytes: &[u8]) -> Result<()>;
-    /// Content that is zeros, which need not have been read.
-    fn zeros(&mut self, len: u64) -> Result<()>;
-    /// The entry at hand is not all that its file is, or may be of two moments.
-    fn distrust(&mut self);
 }
 
 /// Where entries go.
