@@ -62,8 +62,14 @@ impl Touched {
         let recorded = Mutex::new(recorded);
         let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
         let found = thread::scope(|scope| {
-            let look = || Looker::begin(probe, doubt)?.run(&recorded);
-            let others: Vec<_> = (1..threads).map(|_| scope.spawn(look)).collect();
+            let look = || match Looker::begin(probe, doubt) {
+                Ok(looker) => looker.run(&recorded),
+                // Nobody knows, so everything is come by; whoever does says what is wrong with the tree.
+                Err(_) => Ok(Self::all()),
+            };
+            // What threads there are share the work.
+            let more = || thread::Builder::new().spawn_scoped(scope, look).ok();
+            let others: Vec<_> = (1..threads).filter_map(|_| more()).collect();
             let ours = look();
             // One that panicked has seen nothing.
             let theirs = others.into_iter().map(|other| other.join().unwrap_or_else(|_| Ok(Self::all())));
@@ -111,8 +117,8 @@ struct Looker<'p> {
 }
 
 impl<'p> Looker<'p> {
-    fn begin(probe: &'p Probe<'p>, doubt: &'p Doubt) -> Result<Self> {
-        let root = Foothold::of(probe.root).at("look into", "the root of a tree")?;
+    fn begin(probe: &'p Probe<'p>, doubt: &'p Doubt) -> io::Result<Self> {
+        let root = Foothold::of(probe.root)?;
         Ok(Self { probe, doubt, root, path: Vec::new(), open: Vec::new(), touched: Touched::default() })
     }
 
