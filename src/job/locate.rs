@@ -403,7 +403,7 @@ mod tests {
             snapshot_key: crate::id::SnapshotKey(String::new()),
             runtime: String::new(),
             runtime_options: Vec::new(),
-            spec: Vec::new(),
+            spec: Default::default(),
             labels: std::collections::BTreeMap::new(),
             origin: Origin::Live,
             created_at: None,

@@ -32,7 +32,7 @@ type Shown = (String, String);
 fn shown(record: &Container) -> Shown {
     let Container { image, snapshotter, snapshot_key, runtime, runtime_options, spec, labels, created_at, .. } = record;
     let texts = format!("{image:?}\u{1f}{snapshotter:?}\u{1f}{snapshot_key:?}\u{1f}{runtime:?}");
-    let rest = format!("{runtime_options:?}\u{1f}{spec:?}\u{1f}{labels:?}\u{1f}{created_at:?}");
+    let rest = format!("{runtime_options:?}\u{1f}{:?}\u{1f}{labels:?}\u{1f}{created_at:?}", spec.to_vec());
     (record.name.to_string(), format!("{texts}\u{1f}{rest}"))
 }
 
