@@ -20,13 +20,15 @@ use crate::{
     error::{Error, Result},
     host::Host,
     id::{ContainerRef, Namespace, SnapshotKey},
-    snapshotter::{self, RwLayer},
+    snapshotter::{self, Databases, RwLayer},
 };
 
 /// A host's directories and the records in them.
 pub struct Store {
     /// Where the directories are.
     pub host: Host,
+    /// What its snapshotters have on record.
+    pub databases: Databases,
     /// The database, or why there is none.
     meta: Result<MetaDb, String>,
     ruins: OnceLock<Ruins>,
@@ -51,7 +53,7 @@ impl Store {
             }
             Err(e) => return Err(e),
         };
-        Ok(Self { host, meta, ruins })
+        Ok(Self { host, databases: Databases::default(), meta, ruins })
     }
 
     /// What is left of containers that meta.db lacks.
