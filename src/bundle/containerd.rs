@@ -157,7 +157,7 @@ mod tests {
                 snapshot_key: SnapshotKey("web".into()),
                 runtime: "io.containerd.runc.v2".into(),
                 runtime_options: b"options".to_vec(),
-                spec: b"spec".to_vec(),
+                spec: b"spec".to_vec().into(),
                 labels: Default::default(),
                 created_at: None,
                 origin: Default::default(),

@@ -50,5 +50,5 @@ fn line(change: &Change) -> String {
     if let Some(kind) = change.kind {
         line += &format!("  ({kind}{size}{left_out})");
     }
-    render::safe(&line)
+    render::safe(&line).into_owned()
 }

@@ -284,5 +284,5 @@ struct Listed<'a> {
 fn line(entry: &LayerEntry) -> String {
     let digest = entry.sha256.as_deref().unwrap_or("-");
     let bytes = if entry.sha256.is_some() { format!(", {}", size(entry.size)) } else { String::new() };
-    safe(&format!("{digest:64}  {}  ({}{bytes})", entry.path.path, entry.kind))
+    safe(&format!("{digest:64}  {}  ({}{bytes})", entry.path.path, entry.kind)).into_owned()
 }

@@ -1,6 +1,6 @@
 //! `dewar ls`.
 
-use std::{io::Write, process::ExitCode};
+use std::{borrow::Cow, io::Write, process::ExitCode};
 
 use dewar::{
     containerd::{identity::Kind, meta::Origin},
@@ -8,12 +8,15 @@ use dewar::{
     host::Host,
     id::Namespace,
     job::{
-        list::{self, Row},
+        list::{self, Detail, Row, Status, joined},
         select::{Filter, Label},
     },
 };
 
-use super::{FINDINGS, render};
+use super::{
+    FINDINGS,
+    render::{self, Cells},
+};
 
 /// Arguments of `ls`.
 #[derive(clap::Args)]
@@ -38,9 +41,11 @@ pub fn run(args: &Args, hosts: Vec<Host>, namespace: Option<&Namespace>, out: &m
     let opened = super::open(hosts)?;
     let pods = args.pod.iter().filter(|pod| !pod.is_empty()).cloned().collect();
     let filter = Filter { namespace: namespace.cloned(), pods, labels: args.labels.clone() };
+    // What the table of containers does not show is not looked up.
+    let detail = if args.json || args.pod.is_some() { Detail::All } else { Detail::Line };
     for store in &opened.stores {
-        let (found, unreadable) = list::list(store, &filter)?;
-        rows.extend(found);
+        let (found, unreadable) = list::list(store, &filter, detail)?;
+        rows = joined(rows, found);
         rows.extend(if args.deleted { list::deleted(store, &filter)? } else { Vec::new() });
         errors.extend(unreadable);
     }
@@ -49,46 +54,51 @@ pub fn run(args: &Args, hosts: Vec<Host>, namespace: Option<&Namespace>, out: &m
         rows.sort_by(|a, b| (&a.store, &a.pod, &a.id).cmp(&(&b.store, &b.pod, &b.id)));
     }
     // Which store, only where there are several.
-    let first = usize::from(opened.stores.len() < 2);
-    let mut table = |head: &[&str], cells: fn(&Row) -> Vec<String>| {
-        let rows: Vec<_> = rows.iter().map(|row| cells(row).split_off(first)).collect();
-        render::table(out, &head[first..], &rows)
-    };
+    let left_out = usize::from(opened.stores.len() < 2);
     match (args.json, &args.pod) {
-        (false, None) => table(&["STORE", "NAMESPACE", "ID", "NAME", "IMAGE", "SNAPSHOTTER", "STATUS", "PID"], cells)?,
-        (false, Some(_)) => {
-            table(&["STORE", "POD", "CONTAINER", "ATTEMPT", "ID", "IMAGE", "STATUS", "PID"], pod_cells)?
-        }
+        (false, None) => render::table(out, left_out, HEAD, &rows, cells)?,
+        (false, Some(_)) => render::table(out, left_out, POD_HEAD, &rows, pod_cells)?,
         (true, _) => render::json(out, &rows)?,
     }
     errors.iter().for_each(|e| render::warn(&with_causes(e)));
-    Ok(opened.exit(if errors.is_empty() { 0 } else { FINDINGS }))
+    let code = opened.exit(if errors.is_empty() { 0 } else { FINDINGS });
+    // The program ends: a hundred thousand rows are not given back one by one.
+    std::mem::forget(rows);
+    Ok(code)
 }
 
-fn cells(row: &Row) -> Vec<String> {
+const HEAD: [&str; 8] = ["STORE", "NAMESPACE", "ID", "NAME", "IMAGE", "SNAPSHOTTER", "STATUS", "PID"];
+const POD_HEAD: [&str; 8] = ["STORE", "POD", "CONTAINER", "ATTEMPT", "ID", "IMAGE", "STATUS", "PID"];
+
+fn cells(row: &Row) -> Cells<'_, 8> {
     let [status, pid] = state(row);
-    let texts = [&row.store, &row.namespace, &row.id, &row.name, &row.image, &row.snapshotter];
-    texts.map(|text| filled(text)).into_iter().chain([status, pid]).collect()
+    let [store, namespace, id, name] = [&row.store, &row.namespace, &row.id, &row.name].map(|text| filled(text));
+    [store, namespace, id, name, filled(&row.image), filled(&row.snapshotter), status, pid]
 }
 
-/// A sandbox stands before the containers of its pod.
-fn pod_cells(row: &Row) -> Vec<String> {
+/// A sandbox stands before the containers of its pod. All rows here are of some pod.
+fn pod_cells(row: &Row) -> Cells<'_, 8> {
     let [status, pid] = state(row);
-    let Some(pod) = &row.pod else { return Vec::new() };
-    let container = if pod.kind == Kind::Sandbox { "(sandbox)".to_owned() } else { filled(&pod.container) };
-    let attempt = pod.attempt.map_or_else(|| "-".to_owned(), |n| n.to_string());
-    let name = render::safe(&format!("{}/{}", pod.namespace, pod.name));
-    vec![filled(&row.store), name, container, attempt, filled(&row.id), filled(&row.image), status, pid]
+    let (name, container, attempt) = row.pod.as_ref().map_or_else(Default::default, |pod| {
+        let is_sandbox = pod.kind == Kind::Sandbox;
+        let container = if is_sandbox { "(sandbox)".into() } else { filled(&pod.container) };
+        let name = render::safe(&format!("{}/{}", pod.namespace, pod.name)).into_owned();
+        (name, container, pod.attempt.map_or("-".into(), |n| n.to_string().into()))
+    });
+    [filled(&row.store), name.into(), container, attempt, filled(&row.id), filled(&row.image), status, pid]
 }
 
-fn filled(text: &str) -> String {
-    if text.is_empty() { "-".to_owned() } else { render::safe(text) }
+fn filled(text: &str) -> Cow<'_, str> {
+    if text.is_empty() { "-".into() } else { render::safe(text) }
 }
 
-fn state(row: &Row) -> [String; 2] {
-    let status = match row.origin {
-        Origin::Deleted(_) => "deleted".to_owned(),
-        _ => format!("{:?}", row.status).to_lowercase(),
+fn state(row: &Row) -> [Cow<'static, str>; 2] {
+    let status = match (&row.origin, row.status) {
+        (Origin::Deleted(_), _) => "deleted",
+        (_, Status::Running) => "running",
+        (_, Status::Paused) => "paused",
+        (_, Status::Stopped) => "stopped",
+        (_, Status::None) => "none",
     };
-    [status, row.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string())]
+    [status.into(), row.pid.map_or("-".into(), |pid| pid.to_string().into())]
 }

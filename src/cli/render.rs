@@ -1,20 +1,28 @@
 //! Text for people: tables, sizes, and names of any bytes made safe for a terminal.
 
-use std::io::Write;
+use std::{borrow::Cow, io::Write};
 
 use dewar::error::{At, Result};
 
-/// A table with a head, its columns as wide as their widest cell.
-pub fn table(out: &mut dyn Write, head: &[&str], rows: &[Vec<String>]) -> Result<()> {
-    let width = |i: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(i)).map(|cell| width_of(cell));
-        cells.chain([head.get(i).map_or(0, |h| h.len())]).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..head.len()).map(width).collect();
-    let head: Vec<String> = head.iter().map(|h| (*h).to_owned()).collect();
+/// One line of a table.
+pub type Cells<'r, const N: usize> = [Cow<'r, str>; N];
+
+/// A table with a head, its columns as wide as their widest cell; the first `left_out` columns are not shown. `cells` makes a
+/// line of a row, twice: a hundred thousand are not kept.
+pub fn table<R, const N: usize>(
+    out: &mut dyn Write,
+    left_out: usize,
+    head: [&str; N],
+    rows: &[R],
+    cells: for<'r> fn(&'r R) -> Cells<'r, N>,
+) -> Result<()> {
+    let mut widths = head.map(str::len);
+    for row in rows {
+        widths.iter_mut().zip(cells(row)).for_each(|(width, cell)| *width = width_of(&cell).max(*width));
+    }
     let mut text = String::new();
-    for row in std::iter::once(&head).chain(rows) {
-        for (cell, width) in row.iter().zip(&widths) {
+    for row in std::iter::once(head.map(Cow::Borrowed)).chain(rows.iter().map(cells)) {
+        for (cell, width) in row.iter().zip(widths).skip(left_out) {
             text.push_str(cell);
             text.extend(std::iter::repeat_n(' ', width - width_of(cell) + 2));
         }
@@ -45,10 +53,11 @@ pub fn json(out: &mut dyn Write, document: &impl serde::Serialize) -> Result<()>
 }
 
 /// A name from a store with control characters escaped: it must not drive the terminal.
-pub fn safe(text: &str) -> String {
-    let is_plain = text.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
+pub fn safe(text: &str) -> Cow<'_, str> {
+    // Looked at as a whole, not up to the first: so it goes many bytes at a time.
+    let is_plain = text.bytes().fold(true, |is_plain, b| is_plain & (b' '..=b'~').contains(&b));
     if is_plain || !text.contains(char::is_control) {
-        return text.to_owned();
+        return Cow::Borrowed(text);
     }
     text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
 }

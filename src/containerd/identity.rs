@@ -113,19 +113,27 @@ pub fn kind(labels: &BTreeMap<String, String>) -> Option<Kind> {
 
 /// The container's place in a pod; `cri` is the extension [`cri_extension`].
 pub fn pod(container: &Container, cri: Option<&[u8]>) -> Option<Pod> {
+    let pod = pod_by_labels(container)?;
+    let metadata = cri.and_then(extension).map(|extension| extension.metadata);
+    let recorded = || metadata.as_ref().and_then(|m| m.sandbox.clone()).filter(|id| !id.is_empty());
+    let sandbox = pod.sandbox.or_else(recorded).or_else(|| annotated_sandbox(container));
+    let attempt = metadata.map(|m| m.config.and_then(|c| c.metadata).unwrap_or_default().attempt);
+    Some(Pod { attempt, sandbox, ..pod })
+}
+
+/// The same by its labels alone: how often it was made is left open, and which sandbox has it.
+pub fn pod_by_labels(container: &Container) -> Option<Pod> {
     let label = |key: &str| container.labels.get(key).cloned().unwrap_or_default();
-    let name = container.labels.get("io.kubernetes.pod.name")?.clone();
-    let (kind, metadata) = (kind(&container.labels)?, cri.and_then(extension).map(|extension| extension.metadata));
-    let own = || Some(container.name.id.to_string());
-    let recorded = metadata.as_ref().and_then(|m| m.sandbox.clone()).filter(|id| !id.is_empty());
+    let (name, kind) = (container.labels.get("io.kubernetes.pod.name")?.clone(), kind(&container.labels)?);
+    let is_sandbox = kind == Kind::Sandbox;
     Some(Pod {
         namespace: label("io.kubernetes.pod.namespace"),
         name,
         uid: label("io.kubernetes.pod.uid"),
         kind,
-        container: if kind == Kind::Sandbox { String::new() } else { label("io.kubernetes.container.name") },
-        attempt: metadata.map(|m| m.config.and_then(|c| c.metadata).unwrap_or_default().attempt),
-        sandbox: if kind == Kind::Sandbox { own() } else { recorded.or_else(|| annotated_sandbox(container)) },
+        container: if is_sandbox { String::new() } else { label("io.kubernetes.container.name") },
+        attempt: None,
+        sandbox: is_sandbox.then(|| container.name.id.to_string()),
     })
 }
 

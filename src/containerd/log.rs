@@ -47,7 +47,7 @@ mod tests {
             snapshot_key: SnapshotKey(String::new()),
             runtime: String::new(),
             runtime_options: Vec::new(),
-            spec: Vec::new(),
+            spec: Default::default(),
             labels: labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
             created_at: None,
             origin: Default::default(),

@@ -10,6 +10,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
+use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::schema;
@@ -29,7 +30,7 @@ const KNOWN_VERSIONS: std::ops::RangeInclusive<i64> = 1..=4;
 /// A copy of meta.db in memory.
 pub struct MetaDb {
     path: PathBuf,
-    bytes: Vec<u8>,
+    bytes: Bytes,
     reading: Reading,
 }
 
@@ -48,8 +49,8 @@ pub struct Container {
     pub runtime: String,
     /// A protobuf Any, verbatim; empty when absent.
     pub runtime_options: Vec<u8>,
-    /// A protobuf Any that holds the runtime spec's JSON, verbatim; empty when absent.
-    pub spec: Vec<u8>,
+    /// A protobuf Any that holds the runtime spec's JSON, verbatim; empty when absent. It is not copied from the database.
+    pub spec: Bytes,
     /// The record's labels.
     pub labels: BTreeMap<String, String>,
     /// When the record was made.
@@ -106,24 +107,38 @@ pub struct SnapshotRecord {
     pub origin: Origin,
 }
 
-/// A share of all records: every so manieth run of them.
+/// A share of all records: a row of them.
 #[derive(Debug, Clone, Copy)]
 pub struct Share {
-    /// Which share, from 0.
-    pub index: usize,
-    /// Of how many.
-    pub of: usize,
+    /// The number of its first record.
+    first: usize,
+    /// That of the first of the next share; the last one has all there is.
+    next: Option<usize>,
 }
 
 impl Share {
     /// All there is.
-    pub const ALL: Self = Self { index: 0, of: 1 };
-    /// Records that lie beside each other are read together.
-    const RUN: usize = 64;
+    pub const ALL: Self = Self { first: 0, next: None };
 
-    /// True if record `n` is of it.
-    fn has(self, n: usize) -> bool {
-        n / Self::RUN % self.of.max(1) == self.index
+    /// So many shares of `records` records, in order, none of them much larger than another.
+    pub fn of(records: usize, shares: usize) -> Vec<Self> {
+        let length = records.div_ceil(shares.max(1)).max(1);
+        let firsts = || (0..records).step_by(length);
+        let nexts = firsts().skip(1).map(Some).chain([None]);
+        if records == 0 {
+            vec![Self::ALL]
+        } else {
+            firsts().zip(nexts).map(|(first, next)| Self { first, next }).collect()
+        }
+    }
+
+    /// True if no other comes behind it.
+    pub fn is_last(self) -> bool {
+        self.next.is_none()
+    }
+
+    fn is_before(self, n: usize) -> bool {
+        self.next.is_some_and(|next| next <= n)
     }
 }
 
@@ -141,7 +156,8 @@ impl MetaDb {
     }
 
     /// The database whose bytes were read from `path`.
-    pub fn of(path: PathBuf, bytes: Vec<u8>) -> Result<Self> {
+    pub fn of(path: PathBuf, bytes: impl Into<Bytes>) -> Result<Self> {
+        let bytes = bytes.into();
         let reading = Reading::of(&bytes, &schema::META).within(&path)?;
         let meta = Self { path, bytes, reading };
         let version = meta.with(|v1| v1.value("version")?.map_or(Ok(1), record::varint));
@@ -184,7 +200,7 @@ impl MetaDb {
             let [_, namespace, _, id] = place.as_slice() else { continue };
             let why = "it was removed; its pages are not used again yet";
             let bucket = db.page_as_bucket(page).with_origin(bolt::Origin::Deleted(bolt::Reason { page, why }));
-            let Ok(record) = container(namespace, id, &bucket) else { continue };
+            let Ok(record) = container(namespace, id, &bucket, &self.bytes) else { continue };
             if self.container(&record.name).is_ok_and(|live| live.is_none()) {
                 each(record);
             }
@@ -195,42 +211,31 @@ impl MetaDb {
     /// Calls `each` with every container record, in order of namespace and id; a record that cannot be read
     /// comes as an error and hides no other.
     pub fn for_each_container(&self, mut each: impl FnMut(Result<Container>)) -> Result<()> {
-        self.for_each_container_of(Share::ALL, |_, record| each(record))
+        self.for_each_container_of(Share::ALL, &mut each)
     }
 
-    /// The same for one share of the records; with each comes its number among all.
-    pub fn for_each_container_of(&self, share: Share, mut each: impl FnMut(usize, Result<Container>)) -> Result<()> {
-        let mut n = 0;
+    /// The same for one share of the records.
+    pub fn for_each_container_of(&self, share: Share, mut each: impl FnMut(Result<Container>)) -> Result<()> {
         self.with(|v1| {
-            for namespace in v1.buckets() {
-                match namespace.and_then(|(name, bucket)| Ok((name, bucket.bucket("containers")?))) {
-                    Ok((name, Some(containers))) => {
-                        for entry in containers.buckets() {
-                            if share.has(n) {
-                                let record = entry.and_then(|(id, record)| container(name, id, &record));
-                                each(n, record.within(&self.path));
-                            }
-                            n += 1;
-                        }
-                    }
-                    Ok((_, None)) => {}
-                    Err(e) => {
-                        if share.has(n) {
-                            each(n, Err(e).within(&self.path));
-                        }
-                        n += 1;
-                    }
-                }
-            }
+            let all = containers(v1).enumerate().skip(share.first).take_while(|(n, _)| !share.is_before(*n));
+            all.for_each(|(_, found)| {
+                let record = found.and_then(|(namespace, id, record)| container(namespace, id, &record, &self.bytes));
+                each(record.within(&self.path));
+            });
             Ok(())
         })
+    }
+
+    /// How many records there are to be shared out, those that cannot be read among them.
+    pub fn count_containers(&self) -> Result<usize> {
+        self.with(|v1| Ok(containers(v1).count()))
     }
 
     /// One container's record.
     pub fn container(&self, who: &ContainerRef) -> Result<Option<Container>> {
         let (namespace, id) = (who.namespace.as_str(), who.id.as_str());
         self.with(|v1| match path(v1, &[namespace, "containers", id])? {
-            Some(record) => container(namespace.as_bytes(), id.as_bytes(), &record).map(Some),
+            Some(record) => container(namespace.as_bytes(), id.as_bytes(), &record, &self.bytes).map(Some),
             None => Ok(None),
         })
     }
@@ -284,7 +289,26 @@ pub(super) fn path<'d>(bucket: Bucket<'d>, keys: &[&str]) -> Result<Option<Bucke
     keys.iter().try_fold(Some(bucket), |at, key| at.map_or(Ok(None), |bucket| bucket.bucket(key)))
 }
 
-fn container(namespace: &[u8], id: &[u8], record: &Bucket<'_>) -> Result<Container, Corrupt> {
+/// A container's namespace, its id, and the bucket of its record.
+type Found<'d> = (&'d [u8], &'d [u8], Bucket<'d>);
+
+/// The records of all namespaces, and what cannot be read where one may have been.
+fn containers<'d>(v1: Bucket<'d>) -> impl Iterator<Item = Result<Found<'d>, Corrupt>> {
+    v1.buckets().flat_map(|namespace| {
+        let list = namespace.and_then(|(name, bucket)| Ok((name, bucket.bucket("containers")?)));
+        let (error, list) = match list {
+            Ok((name, list)) => (None, list.map(|list| (name, list))),
+            Err(e) => (Some(Err(e)), None),
+        };
+        let found = list
+            .into_iter()
+            .flat_map(|(name, list)| list.buckets().map(move |entry| entry.map(|(id, record)| (name, id, record))));
+        error.into_iter().chain(found)
+    })
+}
+
+/// The record in a bucket of the database whose bytes are `file`.
+fn container(namespace: &[u8], id: &[u8], record: &Bucket<'_>, file: &Bytes) -> Result<Container, Corrupt> {
     let runtime = record.bucket("runtime")?;
     // No container is without both: then nothing of it is left but its name.
     if runtime.is_none() && record.value("createdat")?.is_none() {
@@ -298,7 +322,7 @@ fn container(namespace: &[u8], id: &[u8], record: &Bucket<'_>) -> Result<Contain
         snapshot_key: SnapshotKey(record::text(record, "snapshotKey")?),
         runtime: runtime.as_ref().map_or(Ok(String::new()), |r| record::text(r, "name"))?,
         runtime_options: runtime.as_ref().map_or(Ok(Vec::new()), |r| bytes(r, "options"))?,
-        spec: bytes(record, "spec")?,
+        spec: file.slice_ref(record.value("spec")?.unwrap_or_default()),
         labels: record::texts(record, "labels")?,
         created_at: record.value("createdat")?.and_then(|bytes| record::time(bytes).ok()),
         origin: record.origin.into(),
@@ -344,4 +368,21 @@ fn image(name: &str, record: &Bucket<'_>) -> Result<Image, Corrupt> {
         size: u64::try_from(size).map_err(|_| Corrupt { at: 0, why: "an image's size is negative" })?,
         origin: record.origin.into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shares_of_all_records_have_each_of_them_once_and_in_order() {
+        for (records, shares) in [(0, 2), (1, 2), (2, 2), (3, 2), (7, 3), (64, 64), (5, 8), (100, 1), (9, 0)] {
+            let all = Share::of(records, shares);
+            assert!(!all.is_empty() && all.len() <= shares.max(1), "{records} in {shares}");
+            let has =
+                |share: &Share| (0..records).filter(|n| *n >= share.first && !share.is_before(*n)).collect::<Vec<_>>();
+            assert_eq!(all.iter().flat_map(has).collect::<Vec<_>>(), (0..records).collect::<Vec<_>>());
+            assert!(all.iter().rev().skip(1).all(|share| !share.is_last()) && all[all.len() - 1].is_last());
+        }
+    }
 }

@@ -16,6 +16,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bytes::Bytes;
+
 use super::{
     meta::{self, MetaDb, Origin},
     schema,
@@ -34,7 +36,7 @@ const MAX_DAMAGE: usize = 10_000;
 /// A copy of meta.db in memory.
 pub struct Survey {
     path: PathBuf,
-    bytes: Vec<u8>,
+    bytes: Bytes,
 }
 
 /// Everything on record, by namespace.

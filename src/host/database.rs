@@ -13,9 +13,10 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use rustix::system;
 
-use super::Host;
+use super::{Host, memory::Memory};
 use crate::{
     bolt::{self, Db},
     corrupt::Corrupt,
@@ -33,7 +34,7 @@ const UNREADABLE: usize = 20;
 ///
 /// While a daemon holds it: [`Error::DaemonRunning`], or, with `host.daemon_running`, a consistent copy taken
 /// without the lock.
-pub fn read(host: &Host, path: &Path) -> Result<Vec<u8>> {
+pub fn read(host: &Host, path: &Path) -> Result<Bytes> {
     let path = &host.inside(path)?;
     let mut file = open(path)?;
     let seen = ledger::look(&file);
@@ -42,7 +43,7 @@ pub fn read(host: &Host, path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn locked(host: &Host, file: &mut File, path: &Path) -> Result<Vec<u8>> {
+fn locked(host: &Host, file: &mut File, path: &Path) -> Result<Bytes> {
     match file.try_lock_shared() {
         Ok(()) => copy(file, path),
         Err(TryLockError::WouldBlock) if host.daemon_running => consistent_copy(file, path),
@@ -83,26 +84,27 @@ pub fn open(path: &Path) -> Result<File> {
 /// Where reading in two parts begins to pay.
 const LARGE: usize = 8 << 20;
 
-fn copy(file: &mut File, path: &Path) -> Result<Vec<u8>> {
-    let len = file.metadata().at("look at", path)?.len();
+fn copy(file: &File, path: &Path) -> Result<Bytes> {
     let memory = system::sysinfo();
-    if len > (memory.totalram as u64).saturating_mul(memory.mem_unit.max(1).into()) {
-        return Err(Error::malformed(path, format!("has {len} bytes, more than this machine has memory")));
+    let most = (memory.totalram as u64).saturating_mul(memory.mem_unit.max(1).into());
+    let mut len = file.metadata().at("look at", path)?.len();
+    loop {
+        if len > most {
+            return Err(Error::malformed(path, format!("has {len} bytes, more than this machine has memory")));
+        }
+        let room = usize::try_from(len).unwrap_or(usize::MAX).saturating_add(1);
+        let bytes = Memory::filled(room, |bytes| fill(file, bytes)).at("read", path)?;
+        // One byte is left, or it grew meanwhile.
+        if bytes.as_ref().len() < room {
+            return Ok(Bytes::from_owner(bytes));
+        }
+        // What says nothing of its size is read in so many steps, not one a page.
+        let more = len.saturating_add(len / 4).saturating_add(LARGE as u64);
+        len = file.metadata().at("look at", path)?.len().max(more);
     }
-    let len = usize::try_from(len).unwrap_or(usize::MAX);
-    // What cannot be had is an error here; `vec!` would end the program.
-    Vec::<u8>::new().try_reserve_exact(len).map_err(io::Error::from).at("read", path)?;
-    let mut bytes = vec![0; len];
-    let read = fill(file, &mut bytes).at("read", path)?;
-    bytes.truncate(read);
-    // What it grew by meanwhile.
-    file.seek(SeekFrom::Start(read as u64)).at("read", path)?;
-    file.read_to_end(&mut bytes).at("read", path)?;
-    Ok(bytes)
 }
 
-/// Fills `bytes` from the start of `file`; how many there were. A large file is read by two threads: half of the time goes
-/// into getting the memory.
+/// Fills `bytes` from the start of `file`; how many there were. A large file is read by two threads.
 fn fill(file: &File, bytes: &mut [u8]) -> io::Result<usize> {
     if bytes.len() < LARGE {
         return read_from(file, bytes, 0);
@@ -134,7 +136,7 @@ fn read_from(file: &File, bytes: &mut [u8], from: u64) -> io::Result<usize> {
 
 /// A commit writes pages that are free in the commit before, and its meta page last. So a copy whose newest meta
 /// is still the newest in the file afterwards was not written into (bbolt `tx.go`, `Commit`).
-fn consistent_copy(file: &mut File, path: &Path) -> Result<Vec<u8>> {
+fn consistent_copy(file: &mut File, path: &Path) -> Result<Bytes> {
     let mut unreadable = 0;
     for tries in 0..TRIES {
         let bytes = copy(file, path)?;
@@ -262,11 +264,19 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_longer_than_it_says_is_read_whole() {
+        let path = Path::new("/proc/self/cmdline");
+        let file = File::open(path).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 0);
+        assert_eq!(copy(&file, path).unwrap(), fs::read(path).unwrap());
+    }
+
+    #[test]
     fn a_reader_leaves_no_lock_and_no_trace() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("meta.db");
         fs::write(&path, "bytes").unwrap();
-        assert_eq!(read(&Host::default(), &path).unwrap(), b"bytes");
+        assert_eq!(read(&Host::default(), &path).unwrap(), b"bytes"[..]);
         File::open(&path).unwrap().try_lock().unwrap();
         assert!(read(&Host::default(), &temp.path().join("none")).unwrap_err().is_missing_file());
     }

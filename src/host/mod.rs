@@ -19,6 +19,7 @@ pub mod document;
 mod glob;
 pub mod ground;
 mod inside;
+mod memory;
 pub mod mounts;
 pub mod shield;
 pub mod stores;

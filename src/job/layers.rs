@@ -40,7 +40,7 @@ fn committed(store: &Store, container: &Container, chain: Option<Digest>) -> Res
     let mut failed = Error::NotFound { what: "a snapshot of its layers".into(), hint: String::new() };
     for (sn, key) in unpacked.chain([(own, container.snapshot_key.clone())]) {
         let Some(record) = store.snapshot(namespace, sn, &key)? else { continue };
-        match snapshotter::layers(&store.host, sn, &record.name) {
+        match snapshotter::layers(&store.host, &store.databases, sn, &record.name) {
             Ok(trees) => return with_chains(store, container, sn, key, record.parent, trees),
             Err(e) => failed = e,
         }

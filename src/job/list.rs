@@ -1,12 +1,14 @@
 //! `ls`: the containers in the stores, and how their tasks are.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     panic::resume_unwind,
     thread,
 };
 
-use serde::Serialize;
+use jiff::Timestamp;
+use serde::{Serialize, Serializer};
 
 use super::{
     locate::{self, TaskState, Traces},
@@ -17,7 +19,7 @@ use super::{
 use crate::{
     containerd::{
         identity::{self, Kind, Pod},
-        meta::{Container, Origin, Share},
+        meta::{Container, Origin},
     },
     error::{Error, Result},
     freeze,
@@ -63,79 +65,110 @@ pub struct Row {
     pub status: Status,
     /// The first process, while it lives.
     pub pid: Option<i32>,
-    /// When the record was made (RFC 3339).
-    pub created: Option<String>,
+    /// When the record was made.
+    #[serde(serialize_with = "rfc3339")]
+    pub created: Option<Timestamp>,
     /// How sure the record is: `record`, and unless that is `live`, `why`.
     #[serde(flatten)]
     pub origin: Origin,
 }
 
+fn rfc3339<S: Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    match at {
+        Some(at) => serializer.collect_str(at),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// How much of each container is looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// All but a pod's sandbox, and how often a container was made in it: these stand in documents of CRI, which for a hundred
+    /// thousand containers take longer to read than all else.
+    Line,
+    /// All.
+    All,
+}
+
 /// The containers that `filter` admits; and the records that could not be read.
 ///
 /// Each core has a share of the records: a node that was never pruned may have a hundred thousand.
-pub fn list(store: &Store, filter: &Filter) -> Result<(Vec<Row>, Vec<Error>)> {
+pub fn list(store: &Store, filter: &Filter, detail: Detail) -> Result<(Vec<Row>, Vec<Error>)> {
     let sandboxes = sandboxes(store, filter)?;
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let shares: Vec<Result<Listing>> = thread::scope(|scope| {
-        let each = |index| {
-            let mut listing = Listing::new(store, filter, &sandboxes);
+    let mut errors = store.damage();
+    // A pod's labels are found by its sandbox; and of a damaged database each part is read, to tell what cannot be.
+    let in_full = detail == Detail::All || !filter.labels.is_empty() || !errors.is_empty();
+    let shares = store.shares(thread::available_parallelism().map_or(1, usize::from));
+    let listings: Vec<Result<Listing>> = thread::scope(|scope| {
+        let each = |share| {
+            let mut listing = Listing::new(store, filter, &sandboxes, in_full);
             scope.spawn(move || {
-                store.for_each_container_of(Share { index, of: cores }, |n, record| listing.add(n, record))?;
+                store.for_each_container_of(share, |record| listing.add(record))?;
                 Ok(listing)
             })
         };
-        let threads: Vec<_> = (0..cores).map(each).collect();
+        let threads: Vec<_> = shares.into_iter().map(each).collect();
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
     });
-    let (mut rows, mut errors) = (Vec::new(), Vec::new());
-    for share in shares {
-        let share = share?;
-        rows.extend(share.rows);
-        errors.extend(share.errors);
+    let mut rows = Vec::new();
+    for listing in listings {
+        let listing = listing?;
+        rows = joined(rows, listing.rows);
+        errors.extend(listing.errors);
     }
-    rows.sort_by_key(|(n, _)| *n);
-    errors.sort_by_key(|(n, _)| *n);
-    let errors = store.damage().into_iter().chain(errors.into_iter().map(|(_, e)| e)).collect();
-    Ok((rows.into_iter().map(|(_, row)| row).collect(), errors))
+    Ok((rows, errors))
 }
 
-/// A list that is being made of one share; with each entry stands the number of its record.
+/// Both rows of things in one; the first is not copied, and the second only if there is a first.
+pub fn joined<T>(mut first: Vec<T>, second: Vec<T>) -> Vec<T> {
+    if first.is_empty() {
+        return second;
+    }
+    first.extend(second);
+    first
+}
+
+/// A list that is being made of one share.
 struct Listing<'a> {
     store: &'a Store,
     filter: &'a Filter,
     sandboxes: &'a HashMap<String, BTreeMap<String, String>>,
+    in_full: bool,
     /// What is there of tasks, of the namespace of the last record.
     traces: Option<Traces>,
-    rows: Vec<(usize, Row)>,
-    errors: Vec<(usize, Error)>,
+    rows: Vec<Row>,
+    errors: Vec<Error>,
 }
 
 impl<'a> Listing<'a> {
-    fn new(store: &'a Store, filter: &'a Filter, sandboxes: &'a HashMap<String, BTreeMap<String, String>>) -> Self {
-        Self { store, filter, sandboxes, traces: None, rows: Vec::new(), errors: Vec::new() }
+    fn new(
+        store: &'a Store,
+        filter: &'a Filter,
+        sandboxes: &'a HashMap<String, BTreeMap<String, String>>,
+        in_full: bool,
+    ) -> Self {
+        Self { store, filter, sandboxes, in_full, traces: None, rows: Vec::new(), errors: Vec::new() }
     }
 
-    fn add(&mut self, n: usize, record: Result<Container>) {
+    fn add(&mut self, record: Result<Container>) {
         let record = match record {
             Ok(record) => record,
-            Err(e) => return self.errors.push((n, e)),
+            Err(e) => return self.errors.push(e),
         };
         if self.filter.namespace.as_ref().is_some_and(|ns| *ns != record.name.namespace) {
             return;
         }
-        let who = who::is(self.store, &record).unwrap_or_else(|e| {
-            self.errors.push((n, e));
+        let who = if self.in_full { who::is(self.store, &record) } else { who::is_by_labels(self.store, &record) };
+        let who = who.unwrap_or_else(|e| {
+            self.errors.push(e);
             Identity::default()
         });
         let sandbox = who.pod.as_ref().and_then(|pod| self.sandboxes.get(pod.sandbox.as_ref()?));
         if self.filter.admits(&who, sandbox) {
-            let host = &self.store.host;
-            let (row, error) = match self.may_have_task(&record) {
-                false => (row_of(host, record, who, (Status::None, None)), None),
-                true => row(host, record, who),
-            };
-            self.rows.push((n, row));
-            self.errors.extend(error.map(|e| (n, e)));
+            let (host, Identity { pod, names, .. }) = (&self.store.host, who);
+            let (task, error) = if self.may_have_task(&record) { task(host, &record) } else { NO_TASK };
+            self.rows.push(row(host, record, (pod, names), task));
+            self.errors.extend(error);
         }
     }
 
@@ -154,9 +187,10 @@ pub fn deleted(store: &Store, filter: &Filter) -> Result<Vec<Row>> {
         // Nothing but the record is left of it, and what is in its place now is another's.
         let pod = identity::pod(&record, None);
         let names = identity::names(&record, pod.as_ref());
-        let who = Identity { pod, names, labels: record.labels.clone() };
+        let who = Identity { pod, names, labels: Cow::Borrowed(&record.labels) };
         if filter.namespace.as_ref().is_none_or(|ns| *ns == record.name.namespace) && filter.admits(&who, None) {
-            rows.push(row_of(&store.host, record, who, (Status::None, None)));
+            let Identity { pod, names, .. } = who;
+            rows.push(row(&store.host, record, (pod, names), (Status::None, None)));
         }
     })?;
     Ok(rows)
@@ -174,30 +208,34 @@ fn sandboxes(store: &Store, filter: &Filter) -> Result<HashMap<String, BTreeMap<
     Ok(all)
 }
 
+/// How a task is, and its first process.
+type Task = (Status, Option<i32>);
+const NO_TASK: (Task, Option<Error>) = ((Status::None, None), None);
+
 /// A task whose state cannot be read has an unknown status: shown as none, with the error beside it.
-fn row(host: &Host, record: Container, who: Identity) -> (Row, Option<Error>) {
-    let (status, pid, error) = status(host, &record).unwrap_or_else(|e| (Status::None, None, Some(e)));
-    (row_of(host, record, who, (status, pid)), error)
+fn task(host: &Host, record: &Container) -> (Task, Option<Error>) {
+    status(host, record).unwrap_or_else(|e| ((Status::None, None), Some(e)))
 }
 
-fn row_of(host: &Host, record: Container, who: Identity, (status, pid): (Status, Option<i32>)) -> Row {
+fn row(host: &Host, record: Container, (pod, names): (Option<Pod>, Vec<String>), (status, pid): Task) -> Row {
+    let mut names = names.into_iter();
     Row {
         store: host.root.display().to_string(),
-        name: who.names.first().cloned().unwrap_or_default(),
-        names: who.names.get(1..).unwrap_or_default().to_vec(),
-        pod: who.pod,
-        namespace: record.name.namespace.to_string(),
-        id: record.name.id.to_string(),
+        name: names.next().unwrap_or_default(),
+        names: names.collect(),
+        pod,
+        namespace: record.name.namespace.into(),
+        id: record.name.id.into(),
         image: record.image,
         snapshotter: record.snapshotter,
         status,
         pid,
-        created: record.created_at.map(|t| t.to_string()),
+        created: record.created_at,
         origin: record.origin,
     }
 }
 
-fn status(host: &Host, record: &Container) -> Result<(Status, Option<i32>, Option<Error>)> {
+fn status(host: &Host, record: &Container) -> Result<(Task, Option<Error>)> {
     let (found, damage) = locate::task(host, record)?;
     let (status, pid) = match found {
         TaskState::None => (Status::None, None),
@@ -205,5 +243,5 @@ fn status(host: &Host, record: &Container) -> Result<(Status, Option<i32>, Optio
         TaskState::Live(task) if freeze::is_frozen(&task)? => (Status::Paused, Some(task.init.pid)),
         TaskState::Live(task) => (Status::Running, Some(task.init.pid)),
     };
-    Ok((status, pid, damage))
+    Ok(((status, pid), damage))
 }

@@ -187,7 +187,8 @@ fn recorded_files(store: &Store, container: &Container) -> Result<Files> {
         what: format!("snapshot {snapshot_key} of {snapshotter} in namespace {}", name.namespace),
         hint: "its record was removed since the container was made".into(),
     })?;
-    let snapshotter::Found { rw, mut findings } = snapshotter::rw_layer(&store.host, snapshotter, &record.name)?;
+    let snapshotter::Found { rw, mut findings } =
+        snapshotter::rw_layer(&store.host, &store.databases, snapshotter, &record.name)?;
     findings.extend(record.origin.doubt().map(|doubt| format!("the record of snapshot {snapshot_key} is {doubt}")));
     let files = Files { rw, parent: record.parent.as_ref().map(|p| p.0.clone()), findings };
     match dockers_init(store, container, record.parent.as_ref())? {
@@ -403,7 +404,7 @@ mod tests {
             snapshot_key: crate::id::SnapshotKey(String::new()),
             runtime: String::new(),
             runtime_options: Vec::new(),
-            spec: Vec::new(),
+            spec: Default::default(),
             labels: std::collections::BTreeMap::new(),
             origin: Origin::Live,
             created_at: None,

@@ -48,9 +48,10 @@ impl FromStr for Label {
 
 impl Filter {
     /// True if it may be one, by what its record says; `pod_labels` are those of its pod.
-    pub fn admits(&self, who: &Identity, pod_labels: Option<&BTreeMap<String, String>>) -> bool {
+    pub fn admits(&self, who: &Identity<'_>, pod_labels: Option<&BTreeMap<String, String>>) -> bool {
         let has = |label: &Label| {
-            let values = [Some(&who.labels), pod_labels].into_iter().flatten().filter_map(|all| all.get(&label.key));
+            let values =
+                [Some(who.labels.as_ref()), pod_labels].into_iter().flatten().filter_map(|all| all.get(&label.key));
             values.into_iter().any(|found| label.value.as_ref().is_none_or(|wanted| wanted == found))
         };
         let is_of_pod = || self.pods.iter().any(|wanted| who.pod.as_ref().is_some_and(|pod| pod.is(wanted)));
@@ -109,7 +110,7 @@ pub fn matching<'s>(
 /// What a container may be called, and which store has it.
 struct Candidate {
     record: ContainerRef,
-    who: Identity,
+    who: Identity<'static>,
     created: Option<Timestamp>,
     store: usize,
 }
@@ -124,6 +125,7 @@ fn candidates(stores: &[Store], namespace: Option<&Namespace>, errors: &mut Vec<
                     errors.push(e);
                     Identity::default()
                 });
+                let who = who.into_owned();
                 all.push(Candidate { record: record.name, who, created: record.created_at, store: at });
             }
             Ok(_) => {}
@@ -138,7 +140,9 @@ struct PodLabels<'c>(HashMap<(usize, &'c str), &'c BTreeMap<String, String>>);
 
 fn pod_labels(all: &[Candidate]) -> PodLabels<'_> {
     let sandbox = |c: &Candidate| c.who.pod.as_ref().is_some_and(|pod| pod.kind == Kind::Sandbox);
-    PodLabels(all.iter().filter(|c| sandbox(c)).map(|c| ((c.store, c.record.id.as_str()), &c.who.labels)).collect())
+    PodLabels(
+        all.iter().filter(|c| sandbox(c)).map(|c| ((c.store, c.record.id.as_str()), c.who.labels.as_ref())).collect(),
+    )
 }
 
 impl<'c> PodLabels<'c> {

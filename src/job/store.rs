@@ -20,13 +20,15 @@ use crate::{
     error::{Error, Result},
     host::Host,
     id::{ContainerRef, Namespace, SnapshotKey},
-    snapshotter::{self, RwLayer},
+    snapshotter::{self, Databases, RwLayer},
 };
 
 /// A host's directories and the records in them.
 pub struct Store {
     /// Where the directories are.
     pub host: Host,
+    /// What its snapshotters have on record.
+    pub databases: Databases,
     /// The database, or why there is none.
     meta: Result<MetaDb, String>,
     ruins: OnceLock<Ruins>,
@@ -51,7 +53,7 @@ impl Store {
             }
             Err(e) => return Err(e),
         };
-        Ok(Self { host, meta, ruins })
+        Ok(Self { host, databases: Databases::default(), meta, ruins })
     }
 
     /// What is left of containers that meta.db lacks.
@@ -83,18 +85,18 @@ impl Store {
     /// Calls `each` with every container record, in order of namespace and id; a record that cannot be read
     /// comes as an error and hides no other. Records that were put together come last.
     pub fn for_each_container(&self, mut each: impl FnMut(Result<Container>)) -> Result<()> {
-        self.for_each_container_of(Share::ALL, |_, record| each(record))
+        self.for_each_container_of(Share::ALL, &mut each)
     }
 
-    /// The same for one share of the records; with each comes its number among all.
-    pub fn for_each_container_of(&self, share: Share, mut each: impl FnMut(usize, Result<Container>)) -> Result<()> {
-        let mut whole = |n: usize, record: Result<Container>| match record {
+    /// The same for one share of the records.
+    pub fn for_each_container_of(&self, share: Share, mut each: impl FnMut(Result<Container>)) -> Result<()> {
+        let mut whole = |record: Result<Container>| match record {
             Ok(record) if docker::is_dockers(&record) => {
                 let (record, error) = self.completed(record);
-                each(n, Ok(record));
-                error.into_iter().for_each(|e| each(n, Err(e)));
+                each(Ok(record));
+                error.into_iter().for_each(|e| each(Err(e)));
             }
-            record => each(n, record),
+            record => each(record),
         };
         let read = match &self.meta {
             Ok(meta) => meta.for_each_container_of(share, &mut whole),
@@ -104,16 +106,21 @@ impl Store {
             }),
         };
         // All shares meet the same error; one tells it.
-        let is_last = share.index + 1 == share.of;
         match read {
             Err(e) if self.ruins().is_empty() => return Err(e),
-            Err(e) if is_last => whole(usize::MAX, Err(e)),
+            Err(e) if share.is_last() => whole(Err(e)),
             _ => {}
         }
-        if is_last {
-            self.ruins().all().for_each(|found| whole(usize::MAX, Ok(found.container.clone())));
+        if share.is_last() {
+            self.ruins().all().for_each(|found| whole(Ok(found.container.clone())));
         }
         Ok(())
+    }
+
+    /// All records, in so many shares or fewer.
+    pub fn shares(&self, shares: usize) -> Vec<Share> {
+        let records = self.meta.as_ref().ok().and_then(|meta| meta.count_containers().ok());
+        Share::of(records.unwrap_or(0), shares)
     }
 
     /// One container's record.

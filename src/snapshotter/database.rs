@@ -6,12 +6,18 @@
 //! ```
 //! Source: containerd `core/snapshots/storage/bolt.go`; all of its own snapshotters share it.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
 
 use super::Snapshot;
 use crate::{
     bolt::{
-        Bucket, Origin, Reading,
+        Bucket, Db, Origin, Reading,
         schema::{Field, Kind, Others, VALUES},
     },
     corrupt::Corrupt,
@@ -47,19 +53,62 @@ static SNAPSHOT: Kind = Kind::record(
     &["createdat", "id", "kind", "updatedat"],
 );
 
-/// The snapshot `name` in the database of the snapshotter whose directory is `dir`, and its kind.
-pub(super) fn find(host: &Host, dir: &Path, name: &SnapshotName) -> Result<(Snapshot, Vec<u8>)> {
-    let db = dir.join("metadata.db");
-    let bytes = database::read(host, &db)?;
-    look_up(&bytes, name).within(&db)?.ok_or_else(|| Error::NotFound {
-        what: format!("snapshot {name} in {}", db.display()),
-        hint: "the two databases disagree: the container's files cannot be located".into(),
-    })
+/// The databases of one host's snapshotters, each read when it is first asked for, and once: that of a node with ten thousand
+/// containers is not read for each of them.
+#[derive(Default)]
+pub struct Databases(Mutex<BTreeMap<PathBuf, Arc<Opened>>>);
+
+/// One of them.
+pub(super) struct Opened {
+    path: PathBuf,
+    bytes: Bytes,
+    reading: Reading,
 }
 
-fn look_up(bytes: &[u8], name: &SnapshotName) -> Result<Option<(Snapshot, Vec<u8>)>, Corrupt> {
-    let reading = Reading::of(bytes, &METADATA)?;
-    let db = reading.db(bytes);
+impl Databases {
+    /// The database of the snapshotter whose directory is `dir`.
+    pub(super) fn open(&self, host: &Host, dir: &Path) -> Result<Arc<Opened>> {
+        let path = dir.join("metadata.db");
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(opened) = known.get(&path) {
+            return Ok(opened.clone());
+        }
+        let bytes = database::read(host, &path)?;
+        let reading = Reading::of(&bytes, &METADATA).within(&path)?;
+        let opened = Arc::new(Opened { path: path.clone(), bytes, reading });
+        known.insert(path, opened.clone());
+        Ok(opened)
+    }
+}
+
+impl Opened {
+    /// The snapshot `name`, and its kind.
+    pub fn find(&self, name: &SnapshotName) -> Result<(Snapshot, Vec<u8>)> {
+        look_up(&self.reading.db(&self.bytes), name).within(&self.path)?.ok_or_else(|| Error::NotFound {
+            what: format!("snapshot {name} in {}", self.path.display()),
+            hint: "the two databases disagree: the container's files cannot be located".into(),
+        })
+    }
+
+    /// What makes the snapshot `name` uncertain: the database is damaged.
+    pub fn doubts(&self, name: &SnapshotName) -> Vec<String> {
+        let damage = database::damage(&self.path, &self.reading.damage);
+        let used = |e: &Error| {
+            let cause = std::error::Error::source(e).map(|cause| format!(": {cause}")).unwrap_or_default();
+            format!("{e}{cause}: what could be read of it is used")
+        };
+        let db = self.reading.db(&self.bytes);
+        let record = db.root().bucket("v1").ok().flatten().and_then(|v1| v1.bucket("snapshots").ok()?);
+        let origin = record.and_then(|all| all.bucket(&name.0).ok()?).map(|record| record.origin);
+        let own = match origin {
+            Some(Origin::Stale(why) | Origin::Salvaged(why)) => Some(format!("the record of snapshot {name}: {why}")),
+            _ => None,
+        };
+        damage.iter().map(used).chain(own).collect()
+    }
+}
+
+fn look_up(db: &Db<'_>, name: &SnapshotName) -> Result<Option<(Snapshot, Vec<u8>)>, Corrupt> {
     let Some(v1) = db.root().bucket("v1")? else { return Ok(None) };
     let Some(all) = v1.bucket("snapshots")? else { return Ok(None) };
     let Some(record) = all.bucket(&name.0)? else { return Ok(None) };
@@ -79,26 +128,6 @@ fn look_up(bytes: &[u8], name: &SnapshotName) -> Result<Option<(Snapshot, Vec<u8
         }
     }
     Ok(Some((Snapshot { id: id(&record)?, parents, ids: ids(&record)? }, kind)))
-}
-
-/// What makes the snapshot `name` uncertain: its database is damaged.
-pub(super) fn doubts(host: &Host, dir: &Path, name: &SnapshotName) -> Vec<String> {
-    let db = dir.join("metadata.db");
-    let Ok(bytes) = database::read(host, &db) else { return Vec::new() };
-    let Ok(reading) = Reading::of(&bytes, &METADATA) else { return Vec::new() };
-    let damage = database::damage(&db, &reading.damage);
-    let used = |e: &Error| {
-        let cause = std::error::Error::source(e).map(|cause| format!(": {cause}")).unwrap_or_default();
-        format!("{e}{cause}: what could be read of it is used")
-    };
-    let opened = reading.db(&bytes);
-    let record = opened.root().bucket("v1").ok().flatten().and_then(|v1| v1.bucket("snapshots").ok()?);
-    let origin = record.and_then(|all| all.bucket(&name.0).ok()?).map(|record| record.origin);
-    let own = match origin {
-        Some(Origin::Stale(why) | Origin::Salvaged(why)) => Some(format!("the record of snapshot {name}: {why}")),
-        _ => None,
-    };
-    damage.iter().map(used).chain(own).collect()
 }
 
 /// A record that no list leads to any more may have another's name. The index of parents has the names of all that have a

@@ -34,6 +34,8 @@ mod root;
 mod superblock;
 mod zfs;
 
+pub use database::Databases;
+use database::Opened;
 use mount::Mounts;
 pub use root::Root;
 
@@ -196,14 +198,16 @@ const ACTIVE: &[u8] = &[2];
 const COMMITTED: &[u8] = &[3];
 
 /// The rw layer of the active snapshot `name`.
-pub fn rw_layer(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<Found> {
-    let (dir, resolve, snapshot, kind) = look_up(host, snapshotter, name)?;
+pub fn rw_layer(host: &Host, databases: &Databases, snapshotter: &str, name: &SnapshotName) -> Result<Found> {
+    let (dir, resolve) = reader_of(host, snapshotter)?;
+    let database = databases.open(host, &dir)?;
+    let (snapshot, kind) = find(host, &database, &dir, name)?;
     if kind != ACTIVE {
         let active = Corrupt { at: 0, why: "the container's snapshot is not an active one" };
         return Err(active).within(dir.join("metadata.db"));
     }
     let mut found = resolve(&Place { mounts: &Mounts::of(host), dir: &dir, snapshot: &snapshot, is_active: true })?;
-    found.findings.extend(database::doubts(host, &dir, name));
+    found.findings.extend(database.doubts(name));
     Ok(found)
 }
 
@@ -228,8 +232,9 @@ impl RwLayer {
 }
 
 /// The committed layers that the snapshot `name` stands on, bottom first; a committed one is itself the last of them.
-pub fn layers(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<Vec<RwLayer>> {
-    let (dir, resolve, Snapshot { id, mut parents, .. }, kind) = look_up(host, snapshotter, name)?;
+pub fn layers(host: &Host, databases: &Databases, snapshotter: &str, name: &SnapshotName) -> Result<Vec<RwLayer>> {
+    let (dir, resolve) = reader_of(host, snapshotter)?;
+    let (Snapshot { id, mut parents, .. }, kind) = find(host, &*databases.open(host, &dir)?, &dir, name)?;
     if kind == COMMITTED {
         parents.insert(0, id);
     }
@@ -242,8 +247,9 @@ pub fn layers(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<Vec
 }
 
 /// The files of the committed snapshot `name` alone.
-pub fn committed(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<RwLayer> {
-    let (dir, resolve, snapshot, kind) = look_up(host, snapshotter, name)?;
+pub fn committed(host: &Host, databases: &Databases, snapshotter: &str, name: &SnapshotName) -> Result<RwLayer> {
+    let (dir, resolve) = reader_of(host, snapshotter)?;
+    let (snapshot, kind) = find(host, &*databases.open(host, &dir)?, &dir, name)?;
     if kind != COMMITTED {
         let committed = Corrupt { at: 0, why: "the snapshot of a layer is not a committed one" };
         return Err(committed).within(dir.join("metadata.db"));
@@ -298,15 +304,19 @@ fn unknown(host: &Host, snapshotter: &str) -> Error {
     }
 }
 
-/// The snapshotter's directory, how it is read, and the snapshot with its kind.
-fn look_up(host: &Host, snapshotter: &str, name: &SnapshotName) -> Result<(PathBuf, Resolve, Snapshot, Vec<u8>)> {
+/// The snapshotter's directory, and how it is read.
+fn reader_of(host: &Host, snapshotter: &str) -> Result<(PathBuf, Resolve)> {
     let Some((_, resolve)) = TABLE.iter().find(|(known, _)| *known == snapshotter) else {
         return Err(unknown(host, snapshotter));
     };
-    let dir = directory_of(host, snapshotter)?;
-    let (snapshot, kind) = database::find(host, &dir, name)?;
-    refuse_links(host, &dir, &snapshot)?;
-    Ok((dir, *resolve, snapshot, kind))
+    Ok((directory_of(host, snapshotter)?, *resolve))
+}
+
+/// The snapshot `name` with its kind.
+fn find(host: &Host, database: &Opened, dir: &Path, name: &SnapshotName) -> Result<(Snapshot, Vec<u8>)> {
+    let (snapshot, kind) = database.find(name)?;
+    refuse_links(host, dir, &snapshot)?;
+    Ok((snapshot, kind))
 }
 
 /// On another host's file system a link in place of a snapshot would be followed out of it.

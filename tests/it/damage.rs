@@ -11,7 +11,8 @@ use std::{
 use dewar::{
     containerd::meta::{Container, Image, MetaDb, Origin, SnapshotRecord},
     host::Host,
-    id::SnapshotKey,
+    id::{SnapshotKey, SnapshotName},
+    snapshotter::{Databases, rw_layer},
 };
 
 use crate::{
@@ -32,7 +33,7 @@ type Shown = (String, String);
 fn shown(record: &Container) -> Shown {
     let Container { image, snapshotter, snapshot_key, runtime, runtime_options, spec, labels, created_at, .. } = record;
     let texts = format!("{image:?}\u{1f}{snapshotter:?}\u{1f}{snapshot_key:?}\u{1f}{runtime:?}");
-    let rest = format!("{runtime_options:?}\u{1f}{spec:?}\u{1f}{labels:?}\u{1f}{created_at:?}");
+    let rest = format!("{runtime_options:?}\u{1f}{:?}\u{1f}{labels:?}\u{1f}{created_at:?}", spec.to_vec());
     (record.name.to_string(), format!("{texts}\u{1f}{rest}"))
 }
 
@@ -465,8 +466,9 @@ fn a_damaged_metadata_db_never_leads_to_another_snapshot() {
         }
     })
     .unwrap();
-    let find = |name| dewar::snapshotter::rw_layer(&host, "overlayfs", name);
-    let right: Vec<_> = names.iter().map(|name| find(name).unwrap()).collect();
+    let find = |databases: &Databases, name: &SnapshotName| rw_layer(&host, databases, "overlayfs", name);
+    let known = Databases::default();
+    let right: Vec<_> = names.iter().map(|name| find(&known, name).unwrap()).collect();
     assert!(right.len() > 4 && right.iter().all(|found| found.findings.is_empty()));
     let (mut found, mut lost) = (0, 0);
     for page in 0..file.len() / PAGE {
@@ -474,8 +476,11 @@ fn a_damaged_metadata_db_never_leads_to_another_snapshot() {
         bytes[page * PAGE..][..PAGE].fill(0);
         let is_damaged = bytes != file && !dewar::bolt::check(&bytes).is_empty();
         std::fs::write(&path, &bytes).unwrap();
+        let databases = Databases::default();
         for (name, right) in names.iter().zip(&right) {
-            match find(name) {
+            let first = find(&known, name).unwrap();
+            assert!(first.findings.is_empty(), "a database is read once: {:?}", first.findings);
+            match find(&databases, name) {
                 Ok(layer) => {
                     assert_eq!(format!("{:?}", layer.rw), format!("{:?}", right.rw), "page {page}, {name}");
                     found += usize::from(is_damaged);

@@ -332,7 +332,7 @@ fn an_image_may_be_anything() {
     }
 }
 
-/// A store of `n` images, each with a layer of its own, unpacked.
+/// A store of `n` images, each with a layer of its own, unpacked, and a container upon it.
 fn large(n: usize) -> Sandbox {
     let sandbox = Sandbox::empty();
     let blobs = sandbox.root().join(BLOBS);
@@ -384,17 +384,42 @@ fn large(n: usize) -> Sandbox {
             let backend_name = format!("default/{}/{diff_id}", i + 1);
             let way = ["snapshots", "overlayfs", &diff_id, "name"];
             apply(&mut ns, &way, &Put(&way, backend_name.as_bytes()))?;
-            layers.push((backend_name, i as u64 + 1, 3));
             fs::create_dir_all(backend.join(format!("snapshots/{}/fs", i + 1))).unwrap();
+            let (key, own) = (format!("c{i}"), n + i + 1);
+            let own_name = format!("default/{own}/{key}");
+            for (way, value) in [
+                (&["containers", &key, "image"][..], name.as_str()),
+                (&["containers", &key, "snapshotter"], "overlayfs"),
+                (&["containers", &key, "snapshotKey"], &key),
+                (&["containers", &key, "runtime", "name"], "io.containerd.runc.v2"),
+                (&["snapshots", "overlayfs", &key, "name"], &own_name),
+                (&["snapshots", "overlayfs", &key, "parent"], &diff_id),
+                (&["snapshots", "overlayfs", &diff_id, "children", &key], ""),
+            ] {
+                apply(&mut ns, way, &Put(way, value.as_bytes()))?;
+            }
+            for dir in ["fs", "work"] {
+                fs::create_dir_all(backend.join(format!("snapshots/{own}/{dir}"))).unwrap();
+            }
+            layers.push((own_name, own as u64, 2, Some(backend_name.clone())));
+            layers.push((backend_name, i as u64 + 1, 3, None));
         }
         Ok(())
     })
     .unwrap();
     own.update(|mut tx| {
-        let mut all = tx.create_bucket("v1")?;
-        let mut all = all.create_bucket("snapshots")?;
-        for (name, id, kind) in &layers {
+        let mut v1 = tx.create_bucket("v1")?;
+        let mut index = v1.create_bucket("parents")?;
+        for (name, id, ..) in layers.iter().filter(|(_, _, _, parent)| parent.is_some()) {
+            // A container's snapshot has a number so much greater than its image's.
+            index.put([uvarint(id - n as u64), vec![0], uvarint(*id)].concat(), name)?;
+        }
+        let mut all = v1.create_bucket("snapshots")?;
+        for (name, id, kind, parent) in &layers {
             let mut record = all.create_bucket(name)?;
+            if let Some(parent) = parent {
+                record.put("parent", parent)?;
+            }
             record.put("id", uvarint(*id))?;
             record.put("kind", [*kind])?;
         }
@@ -406,7 +431,7 @@ fn large(n: usize) -> Sandbox {
     sandbox
 }
 
-/// Five records an image: `DEWAR_RECORDS=100000` measures (the store itself takes a minute to make).
+/// Seven records an image: `DEWAR_RECORDS=50000` (10,000 containers) measures (the store itself takes a minute to make).
 #[test]
 fn many_records_are_looked_at_once_each() {
     let wanted: usize = std::env::var("DEWAR_RECORDS").ok().and_then(|n| n.parse().ok()).unwrap_or(2_000);
@@ -416,6 +441,13 @@ fn many_records_are_looked_at_once_each() {
     eprintln!("{wanted} records: fsck took {:?}", started.elapsed());
     assert_eq!(ran[0]["findings"], serde_json::json!([]));
     assert_eq!(ran[0]["looked"]["images"], wanted / 5);
+    assert_eq!(ran[0]["looked"]["containers"], wanted / 5);
+    let home = ran[0]["home"].as_array().unwrap();
+    assert!(
+        home.len() == wanted / 5 && home.iter().all(|one| one["outcome"] == "files-only"),
+        "none has a spec: {:?}",
+        home[0]
+    );
     let started = std::time::Instant::now();
     let layer = Digest::of(b"layer 7").to_string();
     let found = sandbox.dewar(&["whois", "--json", &layer]).exits(0).json();

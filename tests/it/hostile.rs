@@ -149,7 +149,7 @@ fn containerds_records() {
     flips("2.1.meta", &whole, 250, |bytes| {
         fs::write(&path, bytes).unwrap();
         let Ok(store) = Store::open(host.clone()) else { return };
-        let _ = list::list(&store, &select::Filter::default());
+        let _ = list::list(&store, &select::Filter::default(), list::Detail::All);
         let stores = [store];
         for wanted in ["rich", "default/web", "shop-7d9c/web"] {
             if let Ok((store, container)) = select::find(&stores, None, wanted) {
@@ -488,7 +488,7 @@ fn a_task_directory_of_any_content() {
             fs::write(&path, content).unwrap();
             let _named = change(name, content.to_owned());
             let _ = task::read(&host, &who);
-            let _ = list::list(&store, &select::Filter::default());
+            let _ = list::list(&store, &select::Filter::default(), list::Detail::All);
         }
         fs::remove_file(&path).unwrap();
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -515,7 +515,7 @@ fn a_runtime_state_of_any_content() {
     let store = Store::open(host).unwrap();
     let read = |bytes: &[u8]| {
         fs::write(&path, bytes).unwrap();
-        let _ = list::list(&store, &select::Filter::default());
+        let _ = list::list(&store, &select::Filter::default(), list::Detail::All);
     };
     cuts("state.json", &bytes, 60, read);
     flips("state.json", &bytes, 60, read);

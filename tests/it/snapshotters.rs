@@ -15,7 +15,7 @@ use dewar::{
     host::Host,
     id::SnapshotName,
     rw,
-    snapshotter::{self, Found, RwLayer},
+    snapshotter::{self, Databases, Found, RwLayer},
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount, umount2};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -57,7 +57,12 @@ fn host(name: &str, dir: &Path) -> Host {
 }
 
 fn look(name: &str, dir: &Path, snapshots: usize) -> dewar::error::Result<Found> {
-    snapshotter::rw_layer(&host(name, dir), name, &SnapshotName(format!("default/{snapshots}/s{snapshots}")))
+    snapshotter::rw_layer(
+        &host(name, dir),
+        &Databases::default(),
+        name,
+        &SnapshotName(format!("default/{snapshots}/s{snapshots}")),
+    )
 }
 
 fn why_not(name: &str, dir: &Path, snapshots: usize) -> String {
@@ -106,7 +111,8 @@ fn of_remote_layers_the_digests_are_said_and_what_the_container_did_comes_home()
             Ok(())
         });
         assert_eq!((told, summary.unwrap().warnings.len()), (3, 0), "what is known to be remote is told once");
-        let layers = snapshotter::layers(&host(name, dir), name, &SnapshotName("default/4/s4".into()));
+        let layers =
+            snapshotter::layers(&host(name, dir), &Databases::default(), name, &SnapshotName("default/4/s4".into()));
         assert!(layers.is_err(), "no layer is made of a directory that is empty since its content is elsewhere");
     }
 }
@@ -341,7 +347,8 @@ fn a_proxy_s_own_directory_is_found_below_the_sysroot_and_the_configured_one_com
     let snapshotters = BTreeMap::from([("stargz".to_owned(), configured)]);
     let told = Host { snapshotters, ..usual.clone() };
     for (host, file) in [(usual, "usual"), (told, "configured")] {
-        let found = snapshotter::rw_layer(&host, "stargz", &SnapshotName("default/1/s1".into())).unwrap();
+        let found = snapshotter::rw_layer(&host, &Databases::default(), "stargz", &SnapshotName("default/1/s1".into()))
+            .unwrap();
         assert_eq!(names(&found.rw), [file]);
     }
 }

@@ -118,6 +118,36 @@ fn many_records_are_listed_soon_and_in_little_memory() {
     assert!(used < 2 * size + (16 << 20), "{used} bytes for a file of {size}");
 }
 
+/// What the table does not show is not looked up for it; it shows no less for that, nor is less of a damaged database told.
+#[test]
+fn the_table_says_what_the_document_says() {
+    let sandbox = Sandbox::empty();
+    let path = sandbox.root().join(META_DB);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    put_store(&path, 150);
+    let sound = std::fs::read(&path).unwrap();
+    let extension = b"io.cri-containerd.container.metadata";
+    let pages = sound.chunks(4096).enumerate().filter(|(_, page)| page.windows(36).any(|part| part == extension));
+    let pages: Vec<usize> = pages.map(|(n, _)| n).collect();
+    assert!(pages.len() >= 150);
+    for lost in [&[][..], &pages[20..21], &pages[60..64]] {
+        let mut file = sound.clone();
+        lost.iter().for_each(|n| file[n * 4096..][..4096].fill(0xff));
+        std::fs::write(&path, file).unwrap();
+        let (table, document) = (sandbox.dewar(&["ls"]), sandbox.dewar(&["ls", "--json"]));
+        assert_eq!((table.code, &table.stderr), (document.code, &document.stderr));
+        assert_eq!(table.code, i32::from(!lost.is_empty()));
+        let text = String::from_utf8(table.stdout.clone()).unwrap();
+        let cells = text.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let rows = document.json();
+        let told = rows.as_array().unwrap().iter().map(|row| {
+            let text = |key: &str| row[key].as_str().filter(|text| !text.is_empty()).unwrap_or("-");
+            ["namespace", "id", "name", "image", "snapshotter", "status", "pid"].map(text).to_vec()
+        });
+        assert_eq!(cells.collect::<Vec<_>>(), told.collect::<Vec<_>>());
+    }
+}
+
 /// Each core looks at a share of the buckets; a page that hangs in two of them is found all the same.
 #[test]
 fn a_page_in_two_buckets_is_found_whoever_looks_at_them() {

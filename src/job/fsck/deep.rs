@@ -27,7 +27,7 @@ use crate::{
     id::SnapshotName,
     image::unpacked::{Difference, Form, Model, compare},
     layout::untar,
-    snapshotter::{self, RwLayer},
+    snapshotter::{self, Databases, RwLayer},
     timeline::moment,
     tree::{Meta, Node},
 };
@@ -56,7 +56,15 @@ pub fn check(
     content: &Checked,
     findings: &mut Findings,
 ) -> Result<usize> {
-    let mut deep = Deep { host, images, content, store: Content::of(host), findings, compared: 0 };
+    let mut deep = Deep {
+        host,
+        images,
+        content,
+        store: Content::of(host),
+        databases: Databases::default(),
+        findings,
+        compared: 0,
+    };
     let mut all: BTreeMap<&str, BTreeMap<Chain, Vec<&str>>> = BTreeMap::new();
     for snapshots in records.namespaces.values().flat_map(|ns| &ns.snapshots) {
         let (snapshotter, of_it) = snapshots;
@@ -96,6 +104,7 @@ struct Deep<'a> {
     images: &'a Images,
     content: &'a Checked,
     store: Content,
+    databases: Databases,
     findings: &'a mut Findings,
     compared: usize,
 }
@@ -117,7 +126,7 @@ impl Deep<'_> {
             }
             for snapshot in snapshots {
                 let snapshot = SnapshotName((*snapshot).to_owned());
-                match snapshotter::committed(self.host, name, &snapshot) {
+                match snapshotter::committed(self.host, &self.databases, name, &snapshot) {
                     Ok(tree) => self.compare(name, top, &tree, &stack)?,
                     Err(Error::Interrupted) => return Err(Error::Interrupted),
                     Err(e) => self.not_compared(name, top, with_causes(&e)),

@@ -223,7 +223,7 @@ fn unrecorded(name: ContainerRef) -> Container {
         snapshot_key: SnapshotKey(String::new()),
         runtime: String::new(),
         runtime_options: Vec::new(),
-        spec: Vec::new(),
+        spec: Default::default(),
         labels: std::collections::BTreeMap::new(),
         created_at: None,
         origin: crate::containerd::meta::Origin::default(),
