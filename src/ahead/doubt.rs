@@ -70,13 +70,18 @@ impl Doubt {
     /// Looks, unless it has just looked.
     pub fn keep_up(&mut self, watch: &Watch) {
         if self.last.is_none_or(|last| last.elapsed() >= OFTEN) {
-            self.look(watch);
+            self.look_at(watch, true);
         }
     }
 
     /// Looks at all processes of the container. What is found is added: a mapping that has gone may have been stored to.
     /// Where nobody can look, all is in doubt.
     pub fn look(&mut self, watch: &Watch) {
+        self.look_at(watch, false);
+    }
+
+    /// `is_running`: nobody waits for it.
+    fn look_at(&mut self, watch: &Watch, is_running: bool) {
         self.last = Some(Instant::now());
         self.loops(watch);
         let (freezer, mut seen) = (Freezer::of(watch.task), BTreeSet::new());
@@ -92,14 +97,14 @@ impl Doubt {
                 return;
             }
             for pid in new {
-                self.process(watch, pid);
+                self.process(watch, pid, is_running);
             }
         }
         // Somewhere on a machine somebody forks all the time; and whoever is outside of the container is not held still anyhow.
         self.all |= !watch.everyone;
     }
 
-    fn process(&mut self, watch: &Watch, pid: i32) {
+    fn process(&mut self, watch: &Watch, pid: i32, is_running: bool) {
         let mut work = Work::default();
         match self.maps(watch, pid, &mut work) {
             // Of a first thread that has ended nothing is told; the others still have it all.
@@ -111,7 +116,7 @@ impl Doubt {
             Err(e) if is_gone(&e) => return,
             Err(_) => self.all = true,
         }
-        self.descriptors(watch, pid, &work);
+        self.descriptors(watch, pid, &work, is_running);
     }
 
     /// What is mapped; false if nothing is.

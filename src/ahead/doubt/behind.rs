@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! /proc/<pid>/fd                    the files of a process, if it has aio or a ring; else those that are open for O_DIRECT
-//! /proc/<pid>/task/<tid>/fd         threads may have their own (`CLONE_FILES`), as far as they have another number of them
+//! /proc/<pid>/task/<tid>/fd         threads may have their own (`CLONE_FILES`): seen while nobody waits, and what is written
+//!                                   later than it was read was under way then
 //! /proc/<pid>/fdinfo/<ring>         files that only the ring holds (kernel: `io_uring/fdinfo.c`)
 //! UserFiles:      2
 //!     0: /var/lib/a\040b
@@ -30,6 +31,10 @@ const ENTRIES: u64 = 0x1000_0000;
 
 /// The kernel tells nothing of a ring that is being used at that moment: so often it is asked again.
 const MAX_ASKED: usize = 100;
+
+/// A process with more open files than this, counted for each of its threads, is told to share them among all: a look must not
+/// take longer than files stay young.
+const MAX_OPEN: usize = 50_000;
 
 /// What its mappings tell of the work that a process hands the kernel.
 #[derive(Debug, Default)]
@@ -67,10 +72,14 @@ impl Open {
 
 impl Doubt {
     /// Looks at what a process has open.
-    pub(super) fn descriptors(&mut self, watch: &Watch, pid: i32, work: &Work) {
-        let all = open_files(watch, pid);
-        let rings = all.iter().filter(|open| open.is_ring());
-        let known = rings.map(|ring| self.ring(watch, pid, ring)).count();
+    pub(super) fn descriptors(&mut self, watch: &Watch, pid: i32, work: &Work, is_running: bool) {
+        let all = open_files(watch, pid, is_running);
+        let mut rings = BTreeSet::new();
+        for ring in all.iter().filter(|open| open.is_ring()) {
+            self.ring(watch, pid, ring);
+            rings.insert(ring.link.file_name());
+        }
+        let known = rings.len();
         self.all |= work.rings > known;
         let is_behind = work.has_aio || known > 0 || work.rings > 0;
         for open in all.iter().filter(|open| open.to.is_absolute()) {
@@ -125,15 +134,15 @@ fn seen_by(watch: &Watch, pid: i32, path: &[u8]) -> io::Result<fs::Metadata> {
     fs::symlink_metadata(watch.host.proc_of(pid, "root").join(std::ffi::OsStr::from_bytes(below)))
 }
 
-/// All that a process has open, by any of its threads.
-fn open_files(watch: &Watch, pid: i32) -> Vec<Open> {
+/// All that a process has open, by any of its threads; of those that have as many as another only if there is time.
+fn open_files(watch: &Watch, pid: i32, has_time: bool) -> Vec<Open> {
     let (mut all, mut sizes) = (Vec::new(), BTreeSet::new());
     let threads = ids(&watch.host.proc_of(pid, "task")).filter(|tid| *tid != pid);
     let tables = threads.map(|tid| watch.host.proc_of(pid, format!("task/{tid}/fd")));
     for table in std::iter::once(watch.host.proc_of(pid, "fd")).chain(tables) {
         // The size is how many there are, since Linux 6.2; of a thread that has ended there are none.
         let size = fs::metadata(&table).map_or(0, |meta| meta.len());
-        if all.is_empty() || !sizes.contains(&size) {
+        if all.is_empty() || !sizes.contains(&size) || has_time && all.len() < MAX_OPEN {
             let links = ids(&table).map(|fd| table.join(fd.to_string()));
             all.extend(links.filter_map(|link| Some(Open { to: fs::read_link(&link).ok()?, link })));
             sizes.insert(size);

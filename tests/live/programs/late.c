@@ -194,6 +194,7 @@ int main(int argc, char **argv) {
     wait_for("/run/go");
     if (strcmp(argv[1], "headless") == 0) {
         pthread_t thread;
+        if (fork() > 0) for (;;) pause();
         first = pthread_self();
         if (pthread_create(&thread, NULL, headless, NULL) != 0) errx(1, "no thread");
         pthread_exit(NULL);
