@@ -40,6 +40,11 @@ fn layer(lab: &Lab, name: &str, reference: &str) -> String {
     digest
 }
 
+/// How many bytes of a file are not of the write.
+fn left(lab: &Lab, path: &str) -> String {
+    lab.sh(&format!("tr -d n < {path} | wc -c")).trim().to_owned()
+}
+
 fn is_there(lab: &Lab, id: &str, path: &str) -> bool {
     lab.inside(id, &["/bin/ls", path]).status.success()
 }
@@ -55,6 +60,7 @@ fn begun<'l>(lab: &'l Lab, way: &'l str, begin: impl FnOnce(&Lab)) -> Slow<'l> {
     until("its write has begun", || is_there(lab, way, "/run/issued"));
     // A file that was written to a moment ago is read again in any case.
     sleep(Duration::from_secs(4));
+    assert_ne!(left(lab, &format!("/proc/{}/root/var/lib/late", lab.pid(way))), "0", "{way}: it has landed already");
     slow
 }
 
@@ -83,6 +89,7 @@ fn assert_it_lands_in_the_layer(slow: Slow) {
     let (live, dead) = (layer(lab, "live", "localhost/live:1"), layer(lab, "dead", "localhost/dead:1"));
     let differ = lab.sh("diff -rq /tmp/live /tmp/dead || true");
     assert!(live == dead && differ.is_empty(), "{way}: not of the moment of its end: {differ}");
+    assert_eq!(left(lab, "/tmp/dead/var/lib/late"), "0", "{way}: the write has failed");
     lab.sh(&format!("rm -r /tmp/layout; ctr task rm {way}; ctr containers rm {way}"));
 }
 

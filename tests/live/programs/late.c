@@ -4,6 +4,8 @@
 // and then a second thread begins a write to /var/lib/beside, so that the container cannot stand still before that is done:
 // /run/issued. Whoever has made the disk slow before has all the time there is to look at the file meanwhile.
 //
+// One write to /var/lib/before goes before it: the block layer may let the first one pass.
+//
 // All writes are O_DIRECT, aligned, and over blocks that are written: ext4 holds such a file for nobody else.
 
 #define _GNU_SOURCE
@@ -24,7 +26,7 @@
 
 enum { SIZE = 256 << 10, OLD = 'o', NEW = 'n' };
 
-static const char path[] = "/var/lib/late", beside[] = "/var/lib/beside";
+static const char path[] = "/var/lib/late", before[] = "/var/lib/before", beside[] = "/var/lib/beside";
 static char *buffer;
 static pthread_t first;
 
@@ -189,9 +191,12 @@ int main(int argc, char **argv) {
     if (argc != 2) errx(2, "late WAY");
     buffer = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (buffer == MAP_FAILED) err(1, "no memory");
-    fill(path), fill(beside);
+    fill(path), fill(before), fill(beside);
     note("/run/ready");
     wait_for("/run/go");
+    pid_t child = fork();
+    if (child == 0) write_here((void *)before);
+    usleep(200000);
     if (strcmp(argv[1], "headless") == 0) {
         pthread_t thread;
         if (fork() > 0) for (;;) pause();
