@@ -60,7 +60,7 @@ fn begun<'l>(lab: &'l Lab, way: &'l str, begin: impl FnOnce(&Lab)) -> Slow<'l> {
     until("its write has begun", || is_there(lab, way, "/run/issued"));
     // A file that was written to a moment ago is read again in any case.
     sleep(Duration::from_secs(4));
-    assert_ne!(left(lab, &format!("/proc/{}/root/var/lib/late", lab.pid(way))), "0", "{way}: it has landed already");
+    assert_ne!(left(lab, &format!("/proc/{}/root/var/lib/{way}", lab.pid(way))), "0", "{way}: it has landed already");
     slow
 }
 
@@ -89,7 +89,7 @@ fn assert_it_lands_in_the_layer(slow: Slow) {
     let (live, dead) = (layer(lab, "live", "localhost/live:1"), layer(lab, "dead", "localhost/dead:1"));
     let differ = lab.sh("diff -rq /tmp/live /tmp/dead || true");
     assert!(live == dead && differ.is_empty(), "{way}: not of the moment of its end: {differ}");
-    assert_eq!(left(lab, "/tmp/dead/var/lib/late"), "0", "{way}: the write has failed");
+    assert_eq!(left(lab, &format!("/tmp/dead/var/lib/{way}")), "0", "{way}: the write has failed");
     lab.sh(&format!("rm -r /tmp/layout; ctr task rm {way}; ctr containers rm {way}"));
 }
 
@@ -126,14 +126,17 @@ fn a_write_that_takes_its_time_is_in_the_layer() {
     lands(&["call", "thread"]);
 }
 
-/// A loop device past the page cache, whose file lies in the rw layer. The program only keeps the container from standing
+/// A loop device past the page cache, whose file lies in the rw layer (all instances see it, so no other has a file of that name). The program only keeps the container from standing
 /// still too early; who writes to the device belongs to the container's cgroup of the block layer alone.
 #[test]
 fn a_write_to_a_loop_device_is_in_the_layer_that_its_file_is_in() {
     let Some(lab) = lab() else { return };
     let mut writer = None;
     let slow = begun(&lab, "nobody", |lab| {
-        lab.sh(&format!("losetup --direct-io=on -f --show /proc/{}/root/var/lib/late > /tmp/loop", lab.pid("nobody")));
+        lab.sh(&format!(
+            "losetup --direct-io=on -f --show /proc/{}/root/var/lib/nobody > /tmp/loop",
+            lab.pid("nobody")
+        ));
         let script = "echo $$ > $(ls -d /sys/fs/cgroup/blkio/*/nobody)/cgroup.procs; tr '\\0' n < /dev/zero | dd of=$(cat /tmp/loop) bs=256K count=1 iflag=fullblock oflag=direct";
         writer = Some(lab.command("bash").args(["-c", script]).spawn().expect("bash runs the lab script"));
         sleep(Duration::from_secs(1));

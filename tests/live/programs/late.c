@@ -1,4 +1,4 @@
-// late WAY     a write to /var/lib/late that lands long after the times of its file have moved; WAY is one of `ways` below
+// late WAY     a write to /var/lib/WAY that lands long after the times of its file have moved; WAY is one of `ways` below
 //
 // It fills the file and says so (/run/ready). When it is told to (/run/go), it hands the kernel a write over the whole file,
 // and then a second thread begins a write to /var/lib/beside, so that the container cannot stand still before that is done:
@@ -16,6 +16,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -26,7 +27,8 @@
 
 enum { SIZE = 256 << 10, OLD = 'o', NEW = 'n' };
 
-static const char path[] = "/var/lib/late", before[] = "/var/lib/before", beside[] = "/var/lib/beside";
+static char path[64];
+static const char before[] = "/var/lib/before", beside[] = "/var/lib/beside";
 static char *buffer;
 static pthread_t first;
 
@@ -191,6 +193,7 @@ int main(int argc, char **argv) {
     if (argc != 2) errx(2, "late WAY");
     buffer = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (buffer == MAP_FAILED) err(1, "no memory");
+    snprintf(path, sizeof path, "/var/lib/%s", argv[1]);
     fill(path), fill(before), fill(beside);
     note("/run/ready");
     wait_for("/run/go");
