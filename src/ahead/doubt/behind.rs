@@ -26,6 +26,9 @@ use crate::{host::mounts, procfs::map::Map};
 /// What the kernel calls a ring.
 const RING: &[u8] = b"anon_inode:[io_uring]";
 
+/// What it calls the queue of aio, and then that it is deleted.
+const AIO: &[u8] = b"/[aio]";
+
 /// Where in a ring its queue of entries is mapped, once for each ring (`IORING_OFF_SQES`).
 const ENTRIES: u64 = 0x1000_0000;
 
@@ -46,7 +49,7 @@ pub(super) struct Work {
 impl Work {
     /// One more mapping.
     pub(super) fn see(&mut self, map: &Map) {
-        self.has_aio |= map.path == b"/[aio]";
+        self.has_aio |= map.path.starts_with(AIO);
         self.rings += usize::from(map.path.starts_with(RING) && map.offset == ENTRIES);
     }
 }
