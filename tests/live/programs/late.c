@@ -158,13 +158,16 @@ static void by_ring_of_files(void) {
     enter(ring.fd, whole(IORING_OP_WRITE, 0, IOSQE_FIXED_FILE), 0);
 }
 
-// The thread holds the ring, by a number that is no descriptor.
+// The ring holds the file, and the thread the ring, by a number that is no descriptor.
 static void by_ring_without_descriptor(void) {
     set_up();
+    int fd = open_it(path);
+    if (syscall(SYS_io_uring_register, ring.fd, IORING_REGISTER_FILES, &fd, 1) < 0) err(1, "register a file");
+    close(fd);
     struct io_uring_rsrc_update at = {.offset = UINT32_MAX, .data = (uint64_t)ring.fd};
     if (syscall(SYS_io_uring_register, ring.fd, IORING_REGISTER_RING_FDS, &at, 1) != 1) err(1, "register a ring");
     close(ring.fd);
-    enter((int)at.offset, whole(IORING_OP_WRITE, open_it(path), 0), IORING_ENTER_REGISTERED_RING);
+    enter((int)at.offset, whole(IORING_OP_WRITE, 0, IOSQE_FIXED_FILE), IORING_ENTER_REGISTERED_RING);
 }
 
 // Somebody else writes.
