@@ -1,5 +1,5 @@
 //! Files whose inodes do not tell whether they were written to: what is mapped for sharing, and what the kernel writes on its
-//! own account.
+//! own account (`behind`).
 //!
 //! A store through a shared mapping changes a time only when it makes a page dirty; a page that is dirty already takes any
 //! number of them in silence. Such a file was mapped when it was read, or had been shortly before; so whoever reads looks
@@ -17,6 +17,10 @@ use std::{
     path::Path,
     time::{Duration, Instant},
 };
+
+mod behind;
+
+use behind::{Work, is_named};
 
 use crate::{
     error::Result,
@@ -66,13 +70,18 @@ impl Doubt {
     /// Looks, unless it has just looked.
     pub fn keep_up(&mut self, watch: &Watch) {
         if self.last.is_none_or(|last| last.elapsed() >= OFTEN) {
-            self.look(watch);
+            self.look_at(watch, true);
         }
     }
 
     /// Looks at all processes of the container. What is found is added: a mapping that has gone may have been stored to.
     /// Where nobody can look, all is in doubt.
     pub fn look(&mut self, watch: &Watch) {
+        self.look_at(watch, false);
+    }
+
+    /// `is_running`: nobody waits for it.
+    fn look_at(&mut self, watch: &Watch, is_running: bool) {
         self.last = Some(Instant::now());
         self.loops(watch);
         let (freezer, mut seen) = (Freezer::of(watch.task), BTreeSet::new());
@@ -88,38 +97,37 @@ impl Doubt {
                 return;
             }
             for pid in new {
-                self.process(watch, pid);
+                self.process(watch, pid, is_running);
             }
         }
         // Somewhere on a machine somebody forks all the time; and whoever is outside of the container is not held still anyhow.
         self.all |= !watch.everyone;
     }
 
-    fn process(&mut self, watch: &Watch, pid: i32) {
-        let mut writes_behind = false;
-        match self.maps(watch, pid, &mut writes_behind) {
+    fn process(&mut self, watch: &Watch, pid: i32, is_running: bool) {
+        let mut work = Work::default();
+        match self.maps(watch, pid, &mut work) {
             // Of a first thread that has ended nothing is told; the others still have it all.
             Ok(false) => {
-                for tid in ids(&watch.host.proc_of(pid, "task")).filter(|tid| *tid != pid) {
-                    let _ = self.maps(watch, tid, &mut writes_behind);
-                }
+                let mut others = ids(&watch.host.proc_of(pid, "task")).filter(|tid| *tid != pid);
+                others.any(|tid| matches!(self.maps(watch, tid, &mut work), Ok(true)));
             }
             Ok(true) => {}
             Err(e) if is_gone(&e) => return,
             Err(_) => self.all = true,
         }
-        self.descriptors(watch, pid, writes_behind);
+        self.descriptors(watch, pid, &work, is_running);
     }
 
     /// What is mapped; false if nothing is.
-    fn maps(&mut self, watch: &Watch, pid: i32, writes_behind: &mut bool) -> io::Result<bool> {
+    fn maps(&mut self, watch: &Watch, pid: i32, work: &mut Work) -> io::Result<bool> {
         let mut lines = BufReader::with_capacity(1 << 16, fs::File::open(watch.host.proc_of(pid, "maps"))?);
         let (mut line, mut has_any) = (Vec::new(), false);
         while lines.read_until(b'\n', &mut line)? > 0 {
             has_any = true;
             match Map::of_line(line.strip_suffix(b"\n").unwrap_or(&line)) {
                 Some(map) => {
-                    *writes_behind |= map.path == b"/[aio]";
+                    work.see(&map);
                     self.mapped(watch, pid, &map);
                 }
                 // A mapping that is not understood may be of any file.
@@ -137,7 +145,8 @@ impl Doubt {
         }
         self.inodes.insert(map.inode);
         // Whatever is called so now.
-        let has_file = self.path(watch, &map.path);
+        let path = unescaped(&map.path);
+        let has_file = self.path(watch, &path);
         if !has_file || map.is_deleted() {
             // Perhaps it has another name. Unlike in `maps`, no zeros stand before the addresses.
             let link = watch.host.proc_of(pid, "map_files").join(format!("{:x}-{:x}", map.start, map.end));
@@ -145,6 +154,8 @@ impl Doubt {
                 Ok(meta) if meta.nlink() == 0 || !is_of_overlay(watch.host, pid, map.device_id) => {
                     self.inodes.insert(meta.ino());
                 }
+                // Of the image, where nobody can write to it.
+                Ok(meta) if !has_file && !map.write && is_named(watch, pid, &path, &meta) => {}
                 Err(e) if is_gone(&e) => {}
                 _ => self.all = true,
             }
@@ -154,25 +165,9 @@ impl Doubt {
     /// Adds the file that the container knows as `path`; false if there is none below the root.
     fn path(&mut self, watch: &Watch, path: &[u8]) -> bool {
         let Some(Ok(root)) = watch.root.map(Node::again) else { return true };
-        let names = path.split(|&byte| byte == b'/').filter(|name| !name.is_empty());
-        let found = names.map(unescaped).try_fold(root, |dir, name| dir.child(&name));
+        let mut names = path.split(|&byte| byte == b'/').filter(|name| !name.is_empty());
+        let found = names.try_fold(root, |dir, name| dir.child(name));
         found.inspect(|node| _ = self.inodes.insert(node.meta.id.ino)).is_ok()
-    }
-
-    /// Who hands the kernel work and does not wait for it (io_uring, aio) may have files written to later than their times say.
-    fn descriptors(&mut self, watch: &Watch, pid: i32, mut writes_behind: bool) {
-        let folder = watch.host.proc_of(pid, "fd");
-        let links: Vec<_> = ids(&folder)
-            .filter_map(|fd| {
-                let at = folder.join(fd.to_string());
-                Some((fs::read_link(&at).ok()?, at))
-            })
-            .collect();
-        writes_behind |= links.iter().any(|(to, _)| to.as_os_str().as_bytes().starts_with(b"anon_inode:[io_uring]"));
-        for (to, at) in links.iter().filter(|(to, _)| writes_behind && to.is_absolute()) {
-            self.inodes.extend(fs::metadata(at).map(|meta| meta.ino()));
-            self.path(watch, to.as_os_str().as_bytes());
-        }
     }
 
     /// Files that are block devices: who writes to those writes to them, at the kernel's leisure.
@@ -190,7 +185,7 @@ fn is_gone(e: &io::Error) -> bool {
     e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(nix::libc::ESRCH)
 }
 
-fn ids(folder: &Path) -> impl Iterator<Item = i32> {
+fn ids(folder: &Path) -> impl Iterator<Item = i32> + use<> {
     fs::read_dir(folder).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 

@@ -3,21 +3,46 @@
 //!
 //! What is restored is what is checkpointed next. `DEWAR_ROUNDS` asks for more rounds.
 
-use crate::harness::{Cgroup, Containerd, Lab, dewar_ok, until};
+use crate::harness::{Cgroup, Containerd, Lab, dewar_json, dewar_ok, until};
+
+/// Where the files lie.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Place {
+    RwLayer,
+    Bind,
+}
+
+/// What is mounted, on a file system that tells when files change.
+const SOURCE: &str = "/var/lib/data";
 
 fn rounds() -> u32 {
     std::env::var("DEWAR_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(4)
 }
 
+/// Puts back what was mounted, by GNU tar, where the spec names it.
+fn put_back(lab: &Lab, reference: &str) {
+    let shown = dewar_json(lab, &["inspect", "/tmp/layout", reference, "--json"]);
+    let members = shown[0]["members"].as_array().expect("members");
+    let mount = members.iter().find(|member| member["destination"] == "/data").expect("the mount is in the bundle");
+    let blob = mount["digest"].as_str().expect("a digest").replace(':', "/");
+    lab.sh(&format!(
+        "rm -r {SOURCE}; mkdir {SOURCE}; tar -C {SOURCE} --xattrs --xattrs-include='*' --numeric-owner -xpf /tmp/layout/blobs/{blob}"
+    ));
+}
+
 /// Checkpoints the container, ends it, and restores it under the next name by the same containerd; what it then says.
-fn carry_on(lab: &Lab, round: u32) -> String {
+fn carry_on(lab: &Lab, place: Place, round: u32) -> String {
     let (old, new) = (format!("churn-{round}"), format!("churn-{}", round + 1));
     let reference = format!("localhost/churn:{round}");
-    dewar_ok(lab, &["--daemon-running", "checkpoint", &old, "-o", "/tmp/layout", "--ref", &reference]);
+    let args = ["--daemon-running", "checkpoint", &old, "-o", "/tmp/layout", "--ref", &reference, "--binds"];
+    dewar_ok(lab, &args[..if place == Place::Bind { 8 } else { 7 }]);
     // It has gone on since, and its cgroup is wanted.
     lab.sh(&format!(
         "ctr task kill -s KILL {old}; while ! ctr task rm {old}; do sleep 0.1; done 2>/dev/null; ctr containers rm {old}"
     ));
+    if place == Place::Bind {
+        put_back(lab, &reference);
+    }
     lab.import_layout("/tmp/layout");
     lab.restore(&new, &reference);
     let asked = lab.inside(&new, &["/bin/churn", "ask"]);
@@ -25,27 +50,37 @@ fn carry_on(lab: &Lab, round: u32) -> String {
     String::from_utf8_lossy(&asked.stdout).into_owned()
 }
 
-fn churns(cgroup: Cgroup, rounds: u32) {
+fn churns(cgroup: Cgroup, place: Place, rounds: u32) {
     let Some(lab) = Lab::start(Containerd::V2_1, cgroup) else { return };
     lab.start_containerd();
     lab.import("programs");
-    lab.run("churn-0", "programs", &["/bin/churn", "/var/lib/churn"], &[]);
+    lab.sh(&format!("mkdir {SOURCE}"));
+    let mount = format!("type=bind,src={SOURCE},dst=/data,options=rbind:rw");
+    match place {
+        Place::RwLayer => lab.run("churn-0", "programs", &["/bin/churn", "/var/lib/churn"], &[]),
+        Place::Bind => lab.run("churn-0", "programs", &["/bin/churn", "/data/churn"], &["--mount", &mount]),
+    }
     until("it answers", || lab.inside("churn-0", &["/bin/churn", "ask"]).status.success());
     for round in 0..rounds {
         // Some files must be old enough to be believed: what was just written is read again in any case.
         std::thread::sleep(std::time::Duration::from_secs(3));
-        let answer = carry_on(&lab, round);
-        assert!(answer.starts_with("ok "), "round {round} of {rounds} on {cgroup:?}: {answer}");
+        let answer = carry_on(&lab, place, round);
+        assert!(answer.starts_with("ok "), "round {round} of {rounds} on {cgroup:?}, {place:?}: {answer}");
     }
-    eprintln!("{rounds} rounds on {cgroup:?}: memory and files agreed in each");
+    eprintln!("{rounds} rounds on {cgroup:?}, {place:?}: memory and files agreed in each");
 }
 
 #[test]
 fn what_is_restored_is_of_one_moment_however_fast_it_changes_on_v1() {
-    churns(Cgroup::V1, rounds());
+    churns(Cgroup::V1, Place::RwLayer, rounds());
 }
 
 #[test]
 fn what_is_restored_is_of_one_moment_however_fast_it_changes_on_v2() {
-    churns(Cgroup::V2, rounds().div_ceil(2));
+    churns(Cgroup::V2, Place::RwLayer, rounds().div_ceil(2));
+}
+
+#[test]
+fn what_is_mounted_is_of_the_same_moment_however_fast_it_changes() {
+    churns(Cgroup::V1, Place::Bind, rounds());
 }

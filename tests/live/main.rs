@@ -16,6 +16,7 @@ mod inspect; // what a bundle's memory image tells is what procfs told
 mod intrusion; // planted truth: a scripted intrusion, all of it found and nothing else
 mod killed; // killed at any instant, the container runs again
 mod lab; // the lab proves itself: stock tools make the round trip, nothing survives an instance
+mod late; // writes that land long after the times of their files have moved
 mod nodes; // where real configurations put stores; pods of every release, chosen by name
 mod pod; // a pod, run by CRI without a kubelet
 mod random; // random changes to a file system, unpacked by containerd and umoci

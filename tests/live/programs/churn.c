@@ -7,13 +7,18 @@
 // looks, and a process stops between two instructions, so there is nothing to tolerate: whatever differs after a restore
 // is of another moment than the memory.
 //
-// How it changes them: write, O_DIRECT, truncate to less and to more, create, unlink, rename over another, link and unlink
-// one of two names, chmod, an attribute, a rewrite that sets the old mtime again, a replacement by rename, a mapping
-// that is made for one store; and by turns the directory that holds half of the files gets another name. A slot's rank says how often it is touched: the first
-// every few operations, the last every few seconds, so that some files are old enough to be believed unchanged.
+// How it changes them: write, also by another process, O_DIRECT, splice, sendfile, copy_file_range, truncate to less and to
+// more, holes, zeros, blocks taken out and put in, create, O_TMPFILE, unlink, rename over another, link and unlink one of two
+// names in two directories, chmod, an attribute, a rewrite that sets the old mtime again, a replacement by rename, of the same
+// size and with the same time, a mapping that is made for one store. By turns the two directories that hold half of the files,
+// under the same names, change places, and that of the second names gets another name. A slot's rank says how often it is
+// touched: the first every few operations, the last every few seconds, so that some files are old enough to be believed.
 //
 // Mapped files, by their number: 0 is stored to all the time, 1 every few seconds, 2 is mapped, stored to for some seconds
-// and unmapped by turns. What is stored through a mapping to a page that is dirty already leaves no trace in any time.
+// and unmapped by turns. What is stored through a mapping to a page that is dirty already leaves no trace in any time. Another
+// is mapped and stored to by processes that end. And the only descriptor of one file lies in the queue of a socket.
+//
+// Of the image, each thread deletes a link in /bin and makes it again, and the first takes /etc away and makes another.
 
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -29,12 +34,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/falloc.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <sys/xattr.h>
 #include <time.h>
 #include <unistd.h>
@@ -60,11 +68,14 @@ struct map {
 struct shared {
     atomic_int asked, answered[ALL];
     atomic_uint_fast64_t done[ALL];
+    atomic_uint_fast64_t stored[ALL];   // what a process that has ended stored last
     char wrong[ALL][256];
 } *shared;
 
 static struct thread {
-    int number, dir, is_moved;
+    int number, dir, is_moved, is_far;
+    int source, child, child_file, queue[2], is_queued, is_deleted, etc;
+    uint64_t child_held, queue_held;
     uint64_t random, generation;
     struct slot slot[SLOTS];
     struct map map[MAPS];
@@ -97,10 +108,13 @@ __attribute__((format(printf, 2, 3))) static int wrong(struct thread *t, const c
     return 0;
 }
 
-// The first half of the slots lies in the thread's directory, the second in one below it that is renamed.
+// Half of the slots lie in the thread's directory, a quarter in each of two below it, under the same names; second names in
+// another.
 static const char *name_of(struct thread *t, int n, const char *suffix, char *name) {
-    const char *below = n % 2 == 0 ? "" : t->is_moved ? "bus/" : "sub/";
-    sprintf(name, "%sf%d%s", below, n, suffix);
+    int is_second = strcmp(suffix, ".l") == 0, is_bus = (n % 4 == 3) != t->is_moved;
+    const char *below = n % 2 == 0 ? "" : is_bus ? "bus/" : "sub/";
+    if (is_second) sprintf(name, "%s/f%d.l", t->is_far ? "a" : "l", n);
+    else sprintf(name, "%sf%d%s", below, n % 4 == 3 ? n - 2 : n, suffix);
     return name;
 }
 
@@ -157,11 +171,47 @@ static int map_is_right(struct thread *t, int n) {
     return 1;
 }
 
+// Step by step: the image's two files, the directory, another directory, a file of ours in it; then from its removal on.
+enum { ETC = 4 };
+static const char *const etc[ETC] = {"/etc/passwd", "/etc/group", "/etc", "/etc/ours"};
+
+static int etc_has(struct thread *t, int n) {
+    switch (n) {
+    case 0: return t->etc < 1;
+    case 1: return t->etc < 2;
+    case 2: return t->etc != 3;
+    default: return t->etc == 5;
+    }
+}
+
+static const char *applet(struct thread *t, char *name) {
+    static const char *const all[ALL] = {"vi", "awk", "bc", "dc", "wget", "xxd"};
+    sprintf(name, "/bin/%s", all[t->number]);
+    return name;
+}
+
+static int others_are_right(struct thread *t) {
+    struct stat is;
+    char name[32];
+    uint64_t word;
+    if (!t->child && (pread(t->child_file, &word, sizeof word, 0) != sizeof word || word != t->child_held))
+        return wrong(t, "c holds %" PRIu64 ", right is %" PRIu64, word, t->child_held);
+    int fd = openat(t->dir, "q", O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || pread(fd, &word, sizeof word, 0) != sizeof word || word != t->queue_held)
+        return wrong(t, "q holds %" PRIu64 ", right is %" PRIu64, word, t->queue_held);
+    close(fd);
+    if ((lstat(applet(t, name), &is) < 0) != t->is_deleted) return wrong(t, "%s is %s", name, t->is_deleted ? "there, and was removed" : "gone");
+    if (t->number) return 1;
+    for (int n = 0; n < ETC; n++)
+        if (etc_has(t, n) != (access(etc[n], F_OK) == 0)) return wrong(t, "%s is %s", etc[n], etc_has(t, n) ? "gone" : "there, and was removed");
+    return 1;
+}
+
 // That nothing is there which nobody made.
-static int names_are_right(struct thread *t, const char *below, int parity) {
+static int names_are_right(struct thread *t, const char *below, int step, int rest) {
     int expected = 0, found = 0, fd = openat(t->dir, below, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0) return wrong(t, "%s: %s", below, strerror(errno));
-    for (int n = parity; n < SLOTS; n += 2) expected += t->slot[n].exists + (t->slot[n].exists && t->slot[n].linked);
+    for (int n = rest; n < SLOTS; n += step) expected += t->slot[n].exists && (step > 1 || t->slot[n].linked);
     DIR *list = fdopendir(fd);
     for (struct dirent *entry; (entry = readdir(list));) found += entry->d_name[0] == 'f';
     closedir(list);
@@ -172,7 +222,8 @@ static int all_is_right(struct thread *t) {
     int right = 1;
     for (int n = 0; right && n < SLOTS; n++) right = file_is_right(t, n);
     for (int n = 0; right && n < MAPS; n++) right = map_is_right(t, n);
-    return right && names_are_right(t, ".", 0) && names_are_right(t, t->is_moved ? "bus" : "sub", 1);
+    return right && others_are_right(t) && names_are_right(t, ".", 2, 0) && names_are_right(t, t->is_moved ? "bus" : "sub", 4, 1) &&
+        names_are_right(t, t->is_moved ? "sub" : "bus", 4, 3) && names_are_right(t, t->is_far ? "a" : "l", 1, 0);
 }
 
 // ------------------------------------------------------------------------------------------------------- what changes it
@@ -230,6 +281,99 @@ static void do_secret(struct thread *t, int n) {
     write_blocks(t, fd, (unsigned)(draw(t) % s->blocks), 1, s);
     struct timespec times[2] = {before.st_atim, before.st_mtim};
     must(t, futimens(fd, times), "futimens");
+    close(fd);
+}
+
+static void record(struct thread *t, struct slot *s, unsigned from, unsigned count, uint64_t first) {
+    for (unsigned b = 0; b < count; b++) s->generation[from + b] = first + b;
+    if (from + count > s->blocks) s->blocks = from + count;
+    t->generation = first + count - 1;
+}
+
+// What will be copied to a file lies in another, at the same place.
+static uint64_t source(struct thread *t, unsigned from, unsigned count) {
+    struct slot unused = {0};
+    uint64_t first = t->generation + 1;
+    write_blocks(t, t->source, from, count, &unused);
+    return first;
+}
+
+static void do_splice(struct thread *t, int n) {
+    unsigned from, count;
+    int pipes[2], fd = open_slot(t, n, O_WRONLY);
+    some_blocks(t, &from, &count);
+    uint64_t first = source(t, from, count);
+    loff_t in = from * BLOCK, out = in;
+    must(t, pipe2(pipes, O_CLOEXEC), "pipe");
+    for (ssize_t left = count * BLOCK, some; left > 0; left -= some) {
+        some = splice(t->source, &in, pipes[1], NULL, (size_t)left, 0);
+        must(t, some, "splice from a file");
+        for (ssize_t rest = some, one; rest > 0; rest -= one) must(t, one = splice(pipes[0], NULL, fd, &out, (size_t)rest, 0), "splice to a file");
+    }
+    record(t, &t->slot[n], from, count, first);
+    close(pipes[0]), close(pipes[1]), close(fd);
+}
+
+static void do_copy(struct thread *t, int n) {
+    unsigned from, count;
+    int fd = open_slot(t, n, O_WRONLY), is_sent = draw(t) % 2 == 0;
+    some_blocks(t, &from, &count);
+    uint64_t first = source(t, from, count);
+    loff_t in = from * BLOCK, out = in;
+    must(t, lseek(fd, out, SEEK_SET), "lseek");
+    for (ssize_t left = count * BLOCK, some; left > 0; left -= some) {
+        some = is_sent ? sendfile(fd, t->source, &in, (size_t)left) : copy_file_range(t->source, &in, fd, &out, (size_t)left, 0);
+        if (some <= 0) die(t, is_sent ? "sendfile" : "copy_file_range");
+    }
+    record(t, &t->slot[n], from, count, first);
+    close(fd);
+}
+
+// Another process of the container writes.
+static void do_delegate(struct thread *t, int n) {
+    unsigned from, count;
+    some_blocks(t, &from, &count);
+    pid_t child = fork();
+    must(t, child, "fork");
+    if (child == 0) {
+        int fd = open_slot(t, n, O_WRONLY);
+        write_blocks(t, fd, from, count, &t->slot[n]);
+        _exit(0);
+    }
+    while (waitpid(child, NULL, 0) < 0 && errno == EINTR) continue;
+    record(t, &t->slot[n], from, count, t->generation + 1);
+}
+
+// Zeros, with and without a hole.
+static void do_zeros(struct thread *t, int n) {
+    struct slot *s = &t->slot[n];
+    unsigned from, count;
+    some_blocks(t, &from, &count);
+    int fd = open_slot(t, n, O_WRONLY), how = draw(t) % 2 ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE;
+    must(t, fallocate(fd, how | FALLOC_FL_KEEP_SIZE, from * BLOCK, count * BLOCK), "fallocate");
+    for (unsigned b = from; b < from + count; b++) s->generation[b] = 0;
+    close(fd);
+}
+
+// Pages are taken out, or put in.
+static void do_shift(struct thread *t, int n) {
+    struct slot *s = &t->slot[n];
+    enum { STEP = PAGE / BLOCK };
+    if (s->blocks <= STEP) return;
+    unsigned at = (unsigned)(draw(t) % ((s->blocks - 1) / STEP)) * STEP, after = s->blocks - at;
+    int fd = open_slot(t, n, O_RDWR), is_out = draw(t) % 2 || s->blocks + STEP > BLOCKS;
+    // Who cannot do it changes nothing.
+    if (fallocate(fd, is_out ? FALLOC_FL_COLLAPSE_RANGE : FALLOC_FL_INSERT_RANGE, at * BLOCK, PAGE) < 0) {
+        if (errno != EOPNOTSUPP) die(t, "fallocate a range");
+    } else if (is_out) {
+        memmove(s->generation + at, s->generation + at + STEP, (after - STEP) * sizeof *s->generation);
+        memset(s->generation + s->blocks - STEP, 0, STEP * sizeof *s->generation);
+        s->blocks -= STEP;
+    } else {
+        memmove(s->generation + at + STEP, s->generation + at, after * sizeof *s->generation);
+        memset(s->generation + at, 0, STEP * sizeof *s->generation);
+        s->blocks += STEP;
+    }
     close(fd);
 }
 
@@ -308,9 +452,25 @@ static void do_create(struct thread *t, int n) {
     close(fd);
 }
 
+// A file without a name gets one. Restored without one, it cannot: CRIU makes such a file by taking its name away.
+static void do_nameless(struct thread *t, int n) {
+    struct slot *s = &t->slot[n], new = {.exists = 1, .mode = 0600};
+    char name[32], link[64];
+    if (s->linked) return;
+    must(t, unlinkat(t->dir, name_of(t, n, "", name), 0), "unlink");
+    memset(s, 0, sizeof *s);
+    int fd = openat(t->dir, ".", O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600);
+    must(t, fd, "O_TMPFILE");
+    write_blocks(t, fd, 0, 1 + (unsigned)(draw(t) % BLOCKS), &new);
+    sprintf(link, "/proc/self/fd/%d", fd);
+    if (linkat(AT_FDCWD, link, t->dir, name, AT_SYMLINK_FOLLOW) == 0) *s = new;
+    else if (errno != ENOENT) die(t, "link a file without a name");
+    close(fd);
+}
+
 // Over another of the same directory, whose content goes.
 static void do_rename(struct thread *t, int n) {
-    int to = (int)(draw(t) % (SLOTS / 2)) * 2 + n % 2;
+    int to = (int)(draw(t) % (SLOTS / 4)) * 4 + n % 4;
     char from[32], over[32];
     if (to == n || t->slot[n].linked || t->slot[to].linked || !file_is_right(t, to)) return;
     must(t, renameat(t->dir, name_of(t, n, "", from), t->dir, name_of(t, to, "", over)), "rename");
@@ -323,20 +483,104 @@ static void do_replace(struct thread *t, int n) {
     struct slot *s = &t->slot[n], new = {.exists = 1, .mode = 0600};
     char name[32];
     if (s->linked) return;
-    int fd = openat(t->dir, name_of(t, n % 2, ".new", name), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    int fd = openat(t->dir, name_of(t, n % 4, ".new", name), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     must(t, fd, "create");
     // As long as the old one, which only the inode's number may tell then.
     write_blocks(t, fd, 0, s->blocks ? s->blocks : 1, &new);
+    char old[32];
+    struct stat before;
+    if (draw(t) % 2) {
+        must(t, fstatat(t->dir, name_of(t, n, "", old), &before, 0), "stat");
+        must(t, futimens(fd, (struct timespec[]){before.st_atim, before.st_mtim}), "futimens");
+    }
     if (draw(t) % 64 == 0) must(t, fsync(fd), "fsync");
     close(fd);
-    char old[32];
     must(t, renameat(t->dir, name, t->dir, name_of(t, n, "", old)), "rename over");
     *s = new;
 }
 
-static void move_directory(struct thread *t) {
-    must(t, renameat(t->dir, t->is_moved ? "bus" : "sub", t->dir, t->is_moved ? "sub" : "bus"), "rename the directory");
+static void move_directories(struct thread *t) {
+    must(t, renameat2(t->dir, "bus", t->dir, "sub", RENAME_EXCHANGE), "exchange the directories");
     t->is_moved = !t->is_moved;
+    if (draw(t) % 2) return;
+    must(t, renameat(t->dir, t->is_far ? "a" : "l", t->dir, t->is_far ? "l" : "a"), "rename the directory");
+    t->is_far = !t->is_far;
+}
+
+// A process maps a file, stores to it for some seconds, and ends.
+static void store_and_end(struct thread *t) {
+    uint64_t end = now() + 1000000 * (2000 + draw(t) % 3000), word;
+    volatile uint64_t *page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, t->child_file, 0);
+    if (page == MAP_FAILED) die(t, "mmap");
+    for (; now() < end; usleep(500)) {
+        if (pread(t->child_file, &word, sizeof word, 0) != sizeof word || word != t->child_held || *page != word) {
+            wrong(t, "c holds %" PRIu64 ", right is %" PRIu64, word, t->child_held);
+            break;
+        }
+        *page = ++t->child_held;
+    }
+    shared->stored[t->number] = t->child_held;
+    _exit(0);
+}
+
+static void do_child(struct thread *t) {
+    if (t->child && waitpid(t->child, NULL, WNOHANG) == 0) return;
+    if (t->child) {
+        t->child_held = shared->stored[t->number], t->child = 0;
+        return;
+    }
+    t->child = fork();
+    must(t, t->child, "fork");
+    if (t->child == 0) store_and_end(t);
+}
+
+// Written to, sent to ourselves and closed; received, and written to again.
+static void do_queue(struct thread *t) {
+    char room[CMSG_SPACE(sizeof(int))] = {0}, byte = 0;
+    struct iovec one = {&byte, 1};
+    struct msghdr message = {.msg_iov = &one, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof room};
+    int fd;
+    if (t->is_queued) {
+        if (recvmsg(t->queue[1], &message, MSG_CMSG_CLOEXEC) != 1 || !CMSG_FIRSTHDR(&message)) die(t, "receive a descriptor");
+        memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof fd);
+    } else must(t, fd = openat(t->dir, "q", O_WRONLY | O_CLOEXEC), "open q");
+    uint64_t word = ++t->generation;
+    if (pwrite(fd, &word, sizeof word, 0) != sizeof word) die(t, "write q");
+    t->queue_held = word;
+    if (!t->is_queued) {
+        struct cmsghdr *has = CMSG_FIRSTHDR(&message);
+        has->cmsg_level = SOL_SOCKET, has->cmsg_type = SCM_RIGHTS, has->cmsg_len = CMSG_LEN(sizeof fd);
+        memcpy(CMSG_DATA(has), &fd, sizeof fd);
+        if (sendmsg(t->queue[0], &message, 0) != 1) die(t, "send a descriptor");
+    }
+    t->is_queued = !t->is_queued;
+    close(fd);
+}
+
+static void do_image(struct thread *t) {
+    char name[32];
+    applet(t, name);
+    must(t, t->is_deleted ? symlink("busybox", name) : unlink(name), name);
+    t->is_deleted = !t->is_deleted;
+    if (t->number) return;
+    switch (t->etc) {
+    case 0: must(t, unlink(etc[0]), etc[0]), t->etc = 1; return;
+    case 1: must(t, unlink(etc[1]), etc[1]), t->etc = 2; return;
+    case 2: must(t, rmdir("/etc"), "rmdir"), t->etc = 3; return;
+    case 3: must(t, mkdir("/etc", 0755), "mkdir"), t->etc = 4; return;
+    case 4: must(t, mknod(etc[3], S_IFREG | 0600, 0), etc[3]), t->etc = 5; return;
+    default: must(t, unlink(etc[3]), etc[3]), t->etc = 2;
+    }
+}
+
+// A layer cannot hold it, so nobody can say whether it is there after a restore.
+static void do_socket(struct thread *t) {
+    struct sockaddr_un at = {.sun_family = AF_UNIX};
+    sprintf(at.sun_path, "/proc/self/fd/%d/k", t->dir);
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (bind(fd, (struct sockaddr *)&at, sizeof at) < 0 && errno != EADDRINUSE) die(t, "bind");
+    close(fd);
+    if (unlinkat(t->dir, "k", 0) < 0 && errno != ENOENT) die(t, "unlink a socket");
 }
 
 static void store(struct thread *t, int n) {
@@ -371,6 +615,7 @@ static void do_maps(struct thread *t) {
 
 static void (*const changes[])(struct thread *, int) = {
     do_write, do_direct, do_secret, do_truncate, do_map, do_chmod, do_xattr, do_link, do_unlink, do_rename, do_replace,
+    do_splice, do_copy, do_delegate, do_zeros, do_shift, do_nameless,
 };
 
 static void change(struct thread *t) {
@@ -379,7 +624,11 @@ static void change(struct thread *t) {
     if (!file_is_right(t, n)) return;
     if (!t->slot[n].exists) do_create(t, n);
     else changes[draw(t) % (sizeof changes / sizeof *changes)](t, n);
-    if (draw(t) % 1024 == 0) move_directory(t);
+    if (draw(t) % 1024 == 0) move_directories(t);
+    if (draw(t) % 512 == 0) do_image(t);
+    if (draw(t) % 256 == 0) do_queue(t);
+    if (draw(t) % 64 == 0) do_child(t);
+    if (draw(t) % 4096 == 0) do_socket(t);
 }
 
 static void *run(void *mine) {
@@ -408,7 +657,15 @@ static void prepare(struct thread *t, int number, const char *path) {
     snprintf(name, sizeof name, "%s/d%d", path, number);
     if (mkdir(name, 0755) < 0) err(1, "mkdir %s", name);
     t->dir = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (t->dir < 0 || mkdirat(t->dir, "sub", 0755) < 0) err(1, "mkdir %s/sub", name);
+    if (t->dir < 0) err(1, "open %s", name);
+    for (int n = 0; n < 3; n++)
+        if (mkdirat(t->dir, ((const char *[]){"sub", "bus", "l"})[n], 0755) < 0) err(1, "mkdir below %s", name);
+    t->source = openat(t->dir, "s", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    t->child_file = openat(t->dir, "c", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    int queued = openat(t->dir, "q", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    if (t->source < 0 || ftruncate(t->child_file, PAGE) < 0 || ftruncate(queued, sizeof(uint64_t)) < 0) err(1, "files in %s", name);
+    close(queued);
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, t->queue) < 0) err(1, "socketpair");
     for (int n = 0; n < MAPS; n++) {
         snprintf(name, sizeof name, "m%d", n);
         t->map[n].file = openat(t->dir, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);

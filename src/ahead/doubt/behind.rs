@@ -1,0 +1,222 @@
+//! Files that the kernel may still be writing to though their times have moved long ago: a write tells its time when it
+//! begins. The page cache is written to under a lock that whoever reads the file waits for, too. What goes past it, to the disk,
+//! lands when the disk has taken it: of aio, io_uring and O_DIRECT nobody knows how long that is.
+//!
+//! ```text
+//! /proc/<pid>/fd                    the files of a process, if it has aio or a ring; else those that are open for O_DIRECT
+//! /proc/<pid>/task/<tid>/fd         threads may have their own (`CLONE_FILES`): seen while nobody waits, and what is written
+//!                                   later than it was read was under way then
+//! /proc/<pid>/fdinfo/<ring>         files that only the ring holds (kernel: `io_uring/fdinfo.c`)
+//! UserFiles:      2
+//!     0: /var/lib/a\040b
+//! ```
+//! What was closed while it was written to is found as long as a ring holds it. Of a ring that nobody has a descriptor of,
+//! that is not told, so all is in doubt.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use super::{Doubt, Watch, ids};
+use crate::{host::mounts, procfs::map::Map};
+
+/// What the kernel calls a ring.
+const RING: &[u8] = b"anon_inode:[io_uring]";
+
+/// What it calls the queue of aio, and then that it is deleted.
+const AIO: &[u8] = b"/[aio]";
+
+/// Where in a ring its queue of entries is mapped, once for each ring (`IORING_OFF_SQES`).
+const ENTRIES: u64 = 0x1000_0000;
+
+/// The kernel tells nothing of a ring that is being used at that moment: so often it is asked again.
+const MAX_ASKED: usize = 100;
+
+/// A process with more open files than this, counted for each of its threads, is told to share them among all: a look must not
+/// take longer than files stay young.
+const MAX_OPEN: usize = 50_000;
+
+/// What its mappings tell of the work that a process hands the kernel.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    has_aio: bool,
+    rings: usize,
+}
+
+impl Work {
+    /// One more mapping.
+    pub(super) fn see(&mut self, map: &Map) {
+        self.has_aio |= map.path.starts_with(AIO);
+        self.rings += usize::from(map.path.starts_with(RING) && map.offset == ENTRIES);
+    }
+}
+
+/// An open file of a process.
+struct Open {
+    /// Its link in `/proc`.
+    link: PathBuf,
+    /// What that says.
+    to: PathBuf,
+}
+
+impl Open {
+    fn is_ring(&self) -> bool {
+        self.to.as_os_str().as_bytes().starts_with(RING)
+    }
+
+    fn info(&self) -> io::Result<Vec<u8>> {
+        let (table, fd) = (self.link.parent().and_then(Path::parent), self.link.file_name());
+        fs::read(table.unwrap_or(Path::new("/")).join("fdinfo").join(fd.unwrap_or_default()))
+    }
+}
+
+impl Doubt {
+    /// Looks at what a process has open.
+    pub(super) fn descriptors(&mut self, watch: &Watch, pid: i32, work: &Work, is_running: bool) {
+        let all = open_files(watch, pid, is_running);
+        let mut rings = BTreeSet::new();
+        for ring in all.iter().filter(|open| open.is_ring()) {
+            self.ring(watch, pid, ring);
+            rings.insert(ring.link.file_name());
+        }
+        let known = rings.len();
+        self.all |= work.rings > known;
+        let is_behind = work.has_aio || known > 0 || work.rings > 0;
+        for open in all.iter().filter(|open| open.to.is_absolute()) {
+            let info = if is_behind { Ok(Vec::new()) } else { open.info() };
+            if is_behind || info.is_ok_and(|info| is_direct(&info)) {
+                self.held(watch, pid, open);
+            }
+        }
+    }
+
+    fn held(&mut self, watch: &Watch, pid: i32, open: &Open) {
+        let Ok(meta) = fs::metadata(&open.link) else { return };
+        self.inodes.insert(meta.ino());
+        let has_name = self.path(watch, open.to.as_os_str().as_bytes());
+        if !has_name && meta.nlink() > 0 && meta.is_file() && is_on_overlay(watch, pid, open) {
+            // Perhaps another name of it is in the tree, under another number.
+            self.all |= !is_named(watch, pid, open.to.as_os_str().as_bytes(), &meta);
+        }
+    }
+
+    /// The files that a ring holds.
+    fn ring(&mut self, watch: &Watch, pid: i32, ring: &Open) {
+        for _ in 0..MAX_ASKED {
+            let Ok(info) = ring.info() else { return };
+            if let Some(files) = user_files(&info) {
+                files.iter().for_each(|path| self.registered(watch, pid, path));
+                return;
+            }
+        }
+        self.all = true;
+    }
+
+    fn registered(&mut self, watch: &Watch, pid: i32, path: &[u8]) {
+        if !path.starts_with(b"/") {
+            return; // a socket, a pipe
+        }
+        let is_in_tree = watch.root.is_some() && self.path(watch, path);
+        match seen_by(watch, pid, path) {
+            Ok(meta) => _ = self.inodes.insert(meta.ino()),
+            Err(_) => self.all |= !is_in_tree,
+        }
+    }
+}
+
+/// True if the process finds this very file at `path`: then it is not known by another name, but lies below the tree.
+pub(super) fn is_named(watch: &Watch, pid: i32, path: &[u8], file: &fs::Metadata) -> bool {
+    seen_by(watch, pid, path).is_ok_and(|meta| (meta.dev(), meta.ino()) == (file.dev(), file.ino()))
+}
+
+fn seen_by(watch: &Watch, pid: i32, path: &[u8]) -> io::Result<fs::Metadata> {
+    let below = path.strip_prefix(b"/").unwrap_or(path);
+    fs::symlink_metadata(watch.host.proc_of(pid, "root").join(std::ffi::OsStr::from_bytes(below)))
+}
+
+/// All that a process has open, by any of its threads; of those that have as many as another only if there is time.
+fn open_files(watch: &Watch, pid: i32, has_time: bool) -> Vec<Open> {
+    let (mut all, mut sizes) = (Vec::new(), BTreeSet::new());
+    let threads = ids(&watch.host.proc_of(pid, "task")).filter(|tid| *tid != pid);
+    let tables = threads.map(|tid| watch.host.proc_of(pid, format!("task/{tid}/fd")));
+    for table in std::iter::once(watch.host.proc_of(pid, "fd")).chain(tables) {
+        // The size is how many there are, since Linux 6.2; of a thread that has ended there are none.
+        let size = fs::metadata(&table).map_or(0, |meta| meta.len());
+        if all.is_empty() || !sizes.contains(&size) || has_time && all.len() < MAX_OPEN {
+            let links = ids(&table).map(|fd| table.join(fd.to_string()));
+            all.extend(links.filter_map(|link| Some(Open { to: fs::read_link(&link).ok()?, link })));
+            sizes.insert(size);
+        }
+    }
+    all
+}
+
+/// True if the file may be written to past the page cache.
+fn is_direct(info: &[u8]) -> bool {
+    let number = |text: &str| i32::from_str_radix(text, 8).ok();
+    let flags = value(info, "flags:").and_then(number).unwrap_or(0);
+    flags & nix::libc::O_DIRECT != 0 && flags & nix::libc::O_ACCMODE != nix::libc::O_RDONLY
+}
+
+fn is_on_overlay(watch: &Watch, pid: i32, open: &Open) -> bool {
+    let info = open.info().unwrap_or_default();
+    let mount: Option<u64> = value(&info, "mnt_id:").and_then(|id| id.parse().ok());
+    let mounts = mounts::read(&watch.host.proc_of(pid, "mountinfo")).unwrap_or_default();
+    // A mount that is not to be found may be one.
+    mounts.iter().find(|is| Some(is.id) == mount).is_none_or(|mount| mount.fs == "overlay")
+}
+
+fn value<'i>(info: &'i [u8], name: &str) -> Option<&'i str> {
+    let line = info.split(|&b| b == b'\n').find_map(|line| line.strip_prefix(name.as_bytes()));
+    line.and_then(|line| std::str::from_utf8(line).ok()).map(str::trim)
+}
+
+/// The paths of files that a ring holds; `None` if it does not say.
+fn user_files(info: &[u8]) -> Option<Vec<Vec<u8>>> {
+    let mut lines = info.split(|&b| b == b'\n').skip_while(|line| !line.starts_with(b"UserFiles:"));
+    lines.next()?;
+    let path = |line: &[u8]| {
+        let colon = line.iter().position(|&b| b == b':')?;
+        let (number, path) = (line.get(..colon)?.trim_ascii(), line.get(colon + 1..)?.trim_ascii_start());
+        (!number.is_empty() && number.iter().all(u8::is_ascii_digit)).then(|| unescaped(path))
+    };
+    Some(lines.map_while(path).filter(|path| path != b"<none>").collect())
+}
+
+/// `seq_file` writes bytes that would be taken for something else in octal, and the backslash, too.
+fn unescaped(text: &[u8]) -> Vec<u8> {
+    let (mut out, mut rest) = (Vec::with_capacity(text.len()), text);
+    while let Some((first, more)) = rest.split_first() {
+        let digits = more.get(..3).filter(|_| *first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
+        let byte = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        out.push(byte.unwrap_or(*first));
+        rest = if byte.is_some() { &more[3..] } else { more };
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_tells_its_files_or_that_it_tells_nothing() {
+        let info = b"pos:\t0\nSqThread:\t-1\nUserFiles:\t3\n    0: /a\\040b\\134c\n    1: <none>\n    2: socket:[5]\nUserBufs:\t1\n    0: 0x7f/4096\n";
+        assert_eq!(user_files(info), Some(vec![b"/a b\\c".to_vec(), b"socket:[5]".to_vec()]));
+        assert_eq!(user_files(b"pos:\t0\nUserFiles:\t0\nUserBufs:\t0\n"), Some(Vec::new()));
+        assert_eq!(user_files(b"pos:\t0\nflags:\t02000002\n"), None);
+    }
+
+    #[test]
+    fn only_what_is_open_for_writing_past_the_page_cache_is_behind() {
+        let info = |flags: i32| format!("pos:\t0\nflags:\t0{flags:o}\nmnt_id:\t17\n").into_bytes();
+        let direct = nix::libc::O_DIRECT;
+        for (flags, is) in [(direct | 1, true), (direct | 2, true), (direct, false), (1, false), (2 | 0o2000, false)] {
+            assert_eq!(is_direct(&info(flags)), is, "{flags:o}");
+        }
+        assert!(!is_direct(b""));
+    }
+}
