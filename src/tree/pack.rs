@@ -82,6 +82,15 @@ pub trait Sink {
     fn begin(&mut self, entry: Entry<'_>) -> Result<()>;
     /// Content.
     fn bytes(&mut self, bytes: &[u8]) -> Result<()>;
+    /// Content of `file` from `at` on, no more than there is `room` for, which may be used: how much, or why it cannot be
+    /// read.
+    fn read(&mut self, file: &File, at: u64, room: &mut [u8]) -> Result<io::Result<usize>> {
+        match file.read_at(room, at) {
+            // No more than there is room for.
+            Ok(len) => self.bytes(&room[..len]).map(|()| Ok(len)),
+            Err(e) => Ok(Err(e)),
+        }
+    }
     /// Content that is zeros, which need not have been read.
     fn zeros(&mut self, len: u64) -> Result<()>;
     /// The entry at hand is not all that its file is, or may be of two moments.
@@ -491,16 +500,28 @@ impl<'a> Packer<'a> {
     fn piece(&mut self, path: &[u8], file: &File, at: u64, end: u64, bad: &mut u32) -> Result<u64> {
         interrupt::check()?;
         let want = usize::try_from(end - at).map_or(PIECE, |left| left.min(PIECE));
-        match file.read_at(&mut self.buf[..want], at) {
-            Ok(len) => {
-                let buf = std::mem::take(&mut self.buf);
-                let written = self.write(&buf[..len]);
-                self.buf = buf;
-                written.map(|()| len as u64)
+        let read = match &mut self.out {
+            Out::Sink(sink) => {
+                let read = sink.read(file, at, &mut self.buf[..want])?;
+                self.summary.written += *read.as_ref().unwrap_or(&0) as u64;
+                read
             }
+            _ => self.copy(file, at, want)?,
+        };
+        match read {
+            Ok(len) => Ok(len as u64),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => self.piece(path, file, at, end, bad),
             Err(e) => self.bad_piece(path, at, end, bad, &e),
         }
+    }
+
+    /// The same, through our own memory.
+    fn copy(&mut self, file: &File, at: u64, want: usize) -> Result<io::Result<usize>> {
+        let mut buf = std::mem::take(&mut self.buf);
+        let read = file.read_at(&mut buf[..want], at);
+        let written = read.as_ref().map_or(Ok(()), |len| self.write(&buf[..*len]));
+        self.buf = buf;
+        written.map(|()| read)
     }
 
     /// A damaged place of a disk costs its own bytes, not the file; a disk that is gone must not be asked for each of them.
