@@ -155,6 +155,15 @@ mod tests {
         }
     }
 
+    /// The tar without segments.
+    fn stream(root: &Path) -> Vec<u8> {
+        let mut tar = Vec::new();
+        let mut packer = Packer::new(&mut tar, |_| Held::Kept);
+        plain::pack(&Node::open(root).unwrap(), &mut packer, |_| None).unwrap();
+        packer.finish().unwrap();
+        tar
+    }
+
     fn noise(len: usize, seed: u64) -> Vec<u8> {
         let mut state = seed;
         let mut step = || {
@@ -262,6 +271,7 @@ mod tests {
                 let caught = tar.store(&scene.staging).unwrap();
                 let (tar, whole) = super::whole(how, &scene.staging, &packed).unwrap();
                 assert_eq!(caught, tar.store(&scene.staging).unwrap(), "change {n}, {how:?}");
+                assert_eq!(caught.plain, Digest::of(&stream(&root)), "change {n}, {how:?}");
                 assert_eq!((written, again), (whole, whole), "change {n}");
             }
         }
