@@ -10,7 +10,9 @@
 //! ```
 //! Whether there was a draft, and how much of it served, is not seen in the result: segments depend on the tar alone.
 
+mod bytes;
 mod catch;
+mod codec;
 mod cut;
 mod doubt;
 mod draft;
@@ -20,10 +22,10 @@ mod probe;
 mod record;
 
 use catch::{Catcher, Caught, Told};
+pub use codec::Compression;
 pub use doubt::{Doubt, Watch};
 use draft::{Drafted, Drafter};
 use make::Made;
-pub use press::Compression;
 pub use probe::Probe;
 use probe::Touched;
 
@@ -180,13 +182,25 @@ mod tests {
         tree::{Held, Packer, Summary, Why, plain},
     };
 
+    fn refuse(path: &[u8]) -> Option<Why> {
+        path.ends_with(b"refused").then_some(Why::WhiteoutName)
+    }
+
     fn pack(root: &Path) -> impl Fn(&mut dyn Sink) -> Result<Summary> {
-        let refuse = |path: &[u8]| path.ends_with(b"refused").then_some(Why::WhiteoutName);
         move |sink| {
             let mut packer = Packer::into_sink(sink, |_| Held::Kept);
             plain::pack(&Node::open(root).unwrap(), &mut packer, refuse)?;
             packer.finish()
         }
+    }
+
+    /// The tar without segments.
+    fn stream(root: &Path) -> Vec<u8> {
+        let mut tar = Vec::new();
+        let mut packer = Packer::new(&mut tar, |_| Held::Kept);
+        plain::pack(&Node::open(root).unwrap(), &mut packer, refuse).unwrap();
+        packer.finish().unwrap();
+        tar
     }
 
     fn noise(len: usize, seed: u64) -> Vec<u8> {
@@ -293,7 +307,7 @@ mod tests {
         }
         // What is younger when it is read is read again in any case.
         thread::sleep(Duration::from_millis(3100));
-        for how in [Compression::Gzip, Compression::Zstd, Compression::None] {
+        for &how in Compression::ALL {
             for (n, change) in CHANGES.iter().enumerate().filter(|(n, _)| how == Compression::Gzip || n % 4 == 2) {
                 let root = scene.tree(n);
                 let watch = Watch { host: &host, task: &scene.task, root: None, everyone: false };
@@ -316,6 +330,7 @@ mod tests {
                 let caught = tar.store(&scene.staging, "").unwrap();
                 let (tar, whole) = super::whole(how, &scene.staging, &packed).unwrap();
                 assert_eq!(caught, tar.store(&scene.staging, "").unwrap(), "change {n}, {how:?}");
+                assert_eq!(caught.plain, Digest::of(&stream(&root)), "change {n}, {how:?}");
                 assert_eq!((&summary, &again), (&whole, &whole), "change {n}");
             }
         }
