@@ -90,6 +90,7 @@ impl Seen {
 }
 
 /// What was written down.
+#[allow(clippy::large_enum_variant, reason = "few are held at a time, and nearly all are entries")]
 pub enum Line {
     /// An entry.
     Entry(Record),
