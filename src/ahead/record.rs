@@ -10,8 +10,8 @@
 //!                         4 4 device number  4 links  4 4 device  8 inode
 //! ```
 //! Flags: 4, the stamp is the inode's own and not repeated; 8, it deletes what the image has there; 16, it may rest; 32, no
-//! entry, but a path of which something else was told. Numbers are little-endian. It is read while a container stands still, so
-//! it is not compressed.
+//! entry, but a path of which something else was told; 64, a segment may end before it. Numbers are little-endian. It is read
+//! while a container stands still, so it is not compressed, and nothing is worked out anew.
 
 use std::{
     fs::File,
@@ -144,6 +144,7 @@ const STAMP_IS_OWN: u8 = 4;
 const IS_WHITEOUT: u8 = 8;
 const MAY_REST: u8 = 16;
 const IS_ODD: u8 = 32;
+const MAY_CUT: u8 = 64;
 
 impl Records {
     /// Into `file`, which is empty.
@@ -162,7 +163,8 @@ impl Records {
         let inode = record.seen.as_ref().map_or(0, |seen| {
             HAS_INODE | if seen.is_whiteout { IS_WHITEOUT } else { 0 } | if seen.may_rest { MAY_REST } else { 0 }
         });
-        self.head(&record.path, record.sum, record.shape, stamp | inode)?;
+        let cut = if record.shape.may_cut { MAY_CUT } else { 0 };
+        self.head(&record.path, record.sum, record.shape, stamp | inode | cut)?;
         if let Some(stamp) = record.stamp.as_ref().filter(|_| stamp == HAS_STAMP) {
             stamp.write(&mut self.line);
         }
@@ -311,7 +313,7 @@ impl Recorded {
         if flags & IS_ODD != 0 {
             return Ok(Some(Line::Odd(path)));
         }
-        let shape = Shape::of(&path, head.into(), body);
+        let shape = Shape { may_cut: flags & MAY_CUT != 0, head: head.into(), body };
         let stamp = if flags & HAS_STAMP == 0 { None } else { Some(Stamp::read(&mut Fields(&self.array::<STAMP>()?))) };
         let seen = if flags & HAS_INODE == 0 { None } else { Some(self.seen(flags)?) };
         let own = seen.as_ref().filter(|_| flags & STAMP_IS_OWN != 0).map(|seen| Stamp::new(&seen.meta));
