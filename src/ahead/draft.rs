@@ -9,9 +9,11 @@ use std::{
 };
 
 use super::{
+    bytes::Bytes,
+    codec::{Codec, Compression},
     cut::Shape,
     make::{Made, Maker},
-    press::{Codec, Compression, End, Job, Press, Pressed},
+    press::{End, Job, Press, Pressed},
     record::{Record, Recorded, Records, Seen, Stamp},
 };
 use crate::{
@@ -107,6 +109,12 @@ impl Sink for Drafter<'_> {
         Ok(())
     }
 
+    fn read(&mut self, file: &File, at: u64, room: &mut [u8]) -> Result<io::Result<usize>> {
+        let read = self.maker.read(file, at, room.len())?;
+        self.then = now();
+        Ok(read)
+    }
+
     fn zeros(&mut self, len: u64) -> Result<()> {
         self.maker.zeros(len)
     }
@@ -138,7 +146,7 @@ pub struct Drafted {
     sums: RandomState,
     codec: Codec,
     /// The segment that was unpacked last.
-    at_hand: Option<(usize, Vec<u8>)>,
+    at_hand: Option<(usize, Bytes)>,
     /// A new blob, from the time when it is needed.
     next: Option<BlobWriter>,
 }
@@ -203,21 +211,23 @@ impl Drafted {
     }
 
     /// Appends so many bytes of the tar, from `at` on, to `out`.
-    pub fn plain(&mut self, mut at: u64, mut len: u64, out: &mut Vec<u8>) -> Result<()> {
+    pub fn plain(&mut self, mut at: u64, mut len: u64, out: &mut Bytes) -> Result<()> {
         while len > 0 {
             let segment = self.pressed.ends.partition_point(|end| end.plain <= at);
             let start = self.span(segment).map_or(at, |(start, _)| start.plain);
             if self.at_hand.as_ref().is_none_or(|(held, _)| *held != segment) {
                 let (stored, plain) = self.stored(segment)?;
-                self.at_hand = Some((segment, self.codec.plain(&stored, plain).at("read", "the draft")?));
+                let mut bytes = self.at_hand.take().map(|(_, bytes)| bytes).unwrap_or_default();
+                self.codec.plain(&stored, plain, &mut bytes).at("read", "the draft")?;
+                self.at_hand = Some((segment, bytes));
             }
-            let held = self.at_hand.as_ref().map_or(&[][..], |(_, bytes)| bytes);
+            let held = self.at_hand.as_ref().map_or(&[][..], |(_, bytes)| bytes.as_slice());
             let from = usize::try_from(at - start).ok().and_then(|from| held.get(from..)).unwrap_or_default();
             let some = from.get(..usize::try_from(len).unwrap_or(usize::MAX).min(from.len())).unwrap_or_default();
             if some.is_empty() {
                 return Err(Error::malformed("the draft", "ends too soon"));
             }
-            out.extend_from_slice(some);
+            out.extend(some);
             (at, len) = (at + some.len() as u64, len - some.len() as u64);
         }
         Ok(())

@@ -1,6 +1,9 @@
 //! A tar's entries become segments, and segments a blob.
 
+use std::{fs::File, io, os::unix::fs::FileExt};
+
 use super::{
+    bytes::Bytes,
     cut::{Cutter, SEGMENT, Shape},
     draft::Drafted,
     press::{Job, Plain, Press, Pressed},
@@ -9,7 +12,7 @@ use crate::error::Result;
 
 /// A part of a segment.
 enum Piece {
-    Bytes(Vec<u8>),
+    Bytes(Bytes),
     /// A whole segment of zeros.
     Zeros,
     /// So many bytes from there on in the tar that was copied ahead.
@@ -79,9 +82,10 @@ impl<'d> Maker<'d> {
     /// Bytes.
     pub fn bytes(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
+            let target = &mut self.target;
             let (taken, segment) = self.segments.add(bytes.len() as u64, |taken, pieces| {
                 // No more than there are.
-                append(pieces, &bytes[..taken as usize]);
+                append(pieces, target, |into| into.extend(&bytes[..taken as usize]));
             });
             bytes = &bytes[taken as usize..];
             segment.map_or(Ok(()), |segment| self.put(segment))?;
@@ -89,13 +93,28 @@ impl<'d> Maker<'d> {
         Ok(())
     }
 
+    /// Up to `len` bytes of `file`, from `at` on, read to where they are needed: how many, or why there are none.
+    pub fn read(&mut self, file: &File, at: u64, len: usize) -> Result<io::Result<usize>> {
+        // No more than `len`.
+        let room = self.segments.cutter.room(len as u64) as usize;
+        let mut read = Ok(0);
+        append(&mut self.segments.pieces, &mut self.target, |into| {
+            read = file.read_at(into.room(room), at);
+            into.take(*read.as_ref().unwrap_or(&0));
+        });
+        let (_, segment) = self.segments.add(*read.as_ref().unwrap_or(&0) as u64, |_, _| {});
+        segment.map_or(Ok(()), |segment| self.put(segment))?;
+        Ok(read)
+    }
+
     /// Zeros.
     pub fn zeros(&mut self, mut len: u64) -> Result<()> {
         while len > 0 {
+            let target = &mut self.target;
             let (taken, segment) = self.segments.add(len, |taken, pieces| match taken {
                 SEGMENT => pieces.push(Piece::Zeros),
                 // Less than a segment.
-                _ => append(pieces, &vec![0; taken as usize]),
+                _ => append(pieces, target, |into| into.zeros(taken as usize)),
             });
             len -= taken;
             segment.map_or(Ok(()), |segment| self.put(segment))?;
@@ -146,8 +165,14 @@ impl<'d> Maker<'d> {
         };
         self.target = target;
         match &mut self.target {
-            Some(Target::Press(press)) => press.put(Job::Press(plain(segment, None)?)),
-            Some(Target::Changed(draft, press)) => press.put(job(segment, draft)?),
+            Some(Target::Press(press)) => {
+                let plain = plain(segment, press, None)?;
+                press.put(Job::Press(plain))
+            }
+            Some(Target::Changed(draft, press)) => {
+                let job = job(segment, press, draft)?;
+                press.put(job)
+            }
             Some(Target::Same(..)) | None => Ok(()),
         }
     }
@@ -157,40 +182,43 @@ fn pressed(pressed: Pressed) -> Made {
     Made::Pressed(Box::new(pressed))
 }
 
-fn job(segment: Vec<Piece>, draft: &mut Drafted) -> Result<Job> {
+fn job(segment: Vec<Piece>, press: &mut Press, draft: &mut Drafted) -> Result<Job> {
     if let [Piece::Drafted(at, len)] = segment.as_slice()
         && let Some(kept) = draft.segment(*at, *len)
     {
         let (stored, len) = draft.stored(kept)?;
         return Ok(Job::Kept(stored, len));
     }
-    plain(segment, Some(draft)).map(Job::Press)
+    plain(segment, press, Some(draft)).map(Job::Press)
 }
 
-fn append(pieces: &mut Vec<Piece>, bytes: &[u8]) {
+/// Fills the piece of bytes at the end, or a new one.
+fn append(pieces: &mut Vec<Piece>, target: &mut Option<Target<'_>>, fill: impl FnOnce(&mut Bytes)) {
     match pieces.last_mut() {
-        Some(Piece::Bytes(before)) => before.extend_from_slice(bytes),
+        Some(Piece::Bytes(before)) => fill(before),
         _ => {
-            // Room for all of the segment, or nearly: a large buffer is not copied again and again.
-            let mut first = Vec::with_capacity(if pieces.is_empty() { SEGMENT as usize } else { bytes.len() });
-            first.extend_from_slice(bytes);
+            let mut first = match target {
+                Some(Target::Press(press) | Target::Changed(_, press)) if pieces.is_empty() => press.room(),
+                _ => Bytes::default(),
+            };
+            fill(&mut first);
             pieces.push(Piece::Bytes(first));
         }
     }
 }
 
 /// The bytes of a segment.
-fn plain(mut pieces: Vec<Piece>, mut draft: Option<&mut Drafted>) -> Result<Plain> {
+fn plain(mut pieces: Vec<Piece>, press: &mut Press, mut draft: Option<&mut Drafted>) -> Result<Plain> {
     match pieces.as_mut_slice() {
         [Piece::Bytes(bytes)] => return Ok(Plain::Bytes(std::mem::take(bytes))),
         [Piece::Zeros] => return Ok(Plain::Zeros(SEGMENT as usize)),
         _ => {}
     }
-    let mut all = Vec::with_capacity(SEGMENT as usize);
+    let mut all = press.room();
     for piece in pieces {
         match (piece, &mut draft) {
-            (Piece::Bytes(bytes), _) => all.extend(bytes),
-            (Piece::Zeros, _) => all.resize(all.len() + SEGMENT as usize, 0),
+            (Piece::Bytes(bytes), _) => all.extend(bytes.as_slice()),
+            (Piece::Zeros, _) => all.zeros(SEGMENT as usize),
             (Piece::Drafted(at, len), Some(draft)) => draft.plain(at, len, &mut all)?,
             (Piece::Drafted(..), None) => {}
         }

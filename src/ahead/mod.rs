@@ -10,7 +10,9 @@
 //! ```
 //! Whether there was a draft, and how much of it served, is not seen in the result: segments depend on the tar alone.
 
+mod bytes;
 mod catch;
+mod codec;
 mod cut;
 mod doubt;
 mod draft;
@@ -20,10 +22,10 @@ mod probe;
 mod record;
 
 use catch::{Catcher, Caught, Told};
+pub use codec::Compression;
 pub use doubt::{Doubt, Watch};
 use draft::{Drafted, Drafter};
 use make::Made;
-pub use press::Compression;
 pub use probe::Probe;
 use probe::Touched;
 
@@ -293,7 +295,7 @@ mod tests {
         }
         // What is younger when it is read is read again in any case.
         thread::sleep(Duration::from_millis(3100));
-        for how in [Compression::Gzip, Compression::Zstd, Compression::None] {
+        for &how in Compression::ALL {
             for (n, change) in CHANGES.iter().enumerate().filter(|(n, _)| how == Compression::Gzip || n % 4 == 2) {
                 let root = scene.tree(n);
                 let watch = Watch { host: &host, task: &scene.task, root: None, everyone: false };

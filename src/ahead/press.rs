@@ -12,52 +12,25 @@ use std::{
     collections::BTreeMap,
     io::{self, Write},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
     },
     thread::{self, JoinHandle},
 };
 
-use libdeflater::{CompressionLvl, Compressor, Decompressor};
-
-use super::cut::SEGMENT;
+use super::{
+    bytes::Bytes,
+    codec::{Codec, Compression},
+    cut::SEGMENT,
+};
 use crate::{
     digest::Hasher,
     error::{At, Error, Result},
     interrupt,
     layout::BlobWriter,
-    oci::names,
     sparse::is_zero,
     tally,
 };
-
-/// How a layer is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Compression {
-    /// The only one `ctr containers restore --rw` takes.
-    #[default]
-    Gzip,
-    /// Smaller and faster; for other tools.
-    Zstd,
-    /// As it is.
-    None,
-}
-
-impl Compression {
-    /// The media type of a layer stored so.
-    pub fn media_type(self) -> &'static str {
-        match self {
-            Self::Gzip => names::LAYER_GZIP,
-            Self::Zstd => names::LAYER_ZSTD,
-            Self::None => names::LAYER_TAR,
-        }
-    }
-}
-
-/// libdeflate's fastest: a node in trouble has no time, and layers are read once.
-const GZIP_LEVEL: i32 = 1;
-/// zstd's own default.
-const ZSTD_LEVEL: i32 = 3;
 
 /// More threads would wait for the one that hashes.
 const MAX_WORKERS: usize = 8;
@@ -70,7 +43,7 @@ static ZEROS: [u8; SEGMENT as usize] = [0; SEGMENT as usize];
 /// The bytes of a segment.
 pub enum Plain {
     /// These.
-    Bytes(Vec<u8>),
+    Bytes(Bytes),
     /// So many zeros, which nobody has read.
     Zeros(usize),
 }
@@ -78,7 +51,7 @@ pub enum Plain {
 impl Plain {
     fn bytes(&self) -> &[u8] {
         match self {
-            Self::Bytes(bytes) => bytes,
+            Self::Bytes(bytes) => bytes.as_slice(),
             // No segment is longer.
             Self::Zeros(len) => &ZEROS[..(*len).min(ZEROS.len())],
         }
@@ -124,13 +97,30 @@ impl Pressed {
     }
 }
 
-/// Lets one more segment in, and is given back when that is done with.
-struct Ticket(Sender<()>);
+/// Where the bytes of a segment are while it is under way. It serves for another one afterwards.
+#[derive(Default)]
+struct Room {
+    plain: Bytes,
+    stored: Bytes,
+}
+
+/// Lets one more segment in, with room for it, and is given back when that is done with.
+struct Ticket {
+    room: Room,
+    back: Sender<Room>,
+}
+
+impl Ticket {
+    /// Keeps the memory of plain bytes.
+    fn keep(&mut self, plain: Bytes) {
+        self.room.plain = plain;
+    }
+}
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         // Nobody waits for it any more: then all is over.
-        let _ = self.0.send(());
+        let _ = self.back.send(std::mem::take(&mut self.room));
     }
 }
 
@@ -144,11 +134,25 @@ struct Done {
 }
 
 enum Stored {
-    Bytes(Vec<u8>),
+    /// What is in the ticket's room.
+    Pressed,
+    /// It was stored before.
+    Kept(Vec<u8>),
     /// What the constant segment of zeros became.
-    Shared(Arc<Vec<u8>>),
+    Zeros(Arc<OnceLock<Bytes>>),
     /// As it is.
     Plain,
+}
+
+impl Done {
+    fn stored(&self) -> Option<&[u8]> {
+        match &self.stored {
+            Stored::Pressed => Some(self.ticket.room.stored.as_slice()),
+            Stored::Kept(bytes) => Some(bytes),
+            Stored::Zeros(bytes) => bytes.get().map(Bytes::as_slice),
+            Stored::Plain => self.plain.as_ref().map(Plain::bytes),
+        }
+    }
 }
 
 type Numbered<T> = (usize, T);
@@ -159,8 +163,10 @@ type Written = io::Result<(BlobWriter, Vec<End>)>;
 /// The threads at work.
 pub struct Press {
     jobs: Option<SyncSender<Numbered<(Job, Ticket)>>>,
-    tickets: Receiver<()>,
-    give_back: Sender<()>,
+    tickets: Receiver<Room>,
+    give_back: Sender<Room>,
+    /// For the next segment's bytes.
+    spare: Bytes,
     next: usize,
     workers: Vec<JoinHandle<()>>,
     /// In order: stores, then passes on to be hashed.
@@ -176,26 +182,38 @@ impl Press {
         let (give_back, tickets) = channel();
         for _ in 0..3 * count + 4 {
             // We hold its other end.
-            let _ = give_back.send(());
+            let _ = give_back.send(Room::default());
         }
         let (done, finished) = channel();
         let (pass, passed) = channel();
-        let (taken, zeros) = (Arc::new(Mutex::new(taken)), Arc::new(Codec::new(how)?.zeros()?));
+        let (taken, zeros) = (Arc::new(Mutex::new(taken)), Arc::new(OnceLock::new()));
         let worker = |_| {
-            let (taken, done, zeros, codec) = (taken.clone(), done.clone(), zeros.clone(), Codec::new(how)?);
-            Ok(thread::spawn(move || work(codec, &zeros, &taken, &done)))
+            let worker = Worker { codec: Codec::new(how)?, zeros: zeros.clone() };
+            let (taken, done) = (taken.clone(), done.clone());
+            Ok(thread::spawn(move || worker.run(&taken, &done)))
         };
         let workers = (0..count).map(worker).collect::<io::Result<_>>()?;
         let writer = Some(thread::spawn(move || store(blob, &finished, &pass)));
         let hasher = Some(thread::spawn(move || hash(plain, &passed)));
-        Ok(Self { jobs: Some(jobs), tickets, give_back, next: 0, workers, writer, hasher })
+        let spare = Bytes::default();
+        Ok(Self { jobs: Some(jobs), tickets, give_back, spare, next: 0, workers, writer, hasher })
+    }
+
+    /// Room for the next segment's bytes.
+    pub fn room(&mut self) -> Bytes {
+        let mut spare = std::mem::take(&mut self.spare);
+        spare.clear();
+        spare
     }
 
     /// The next segment.
     pub fn put(&mut self, job: Job) -> Result<()> {
         interrupt::check()?;
-        let is_in = self.tickets.recv().is_ok_and(|()| {
-            let ticket = Ticket(self.give_back.clone());
+        let is_in = self.tickets.recv().is_ok_and(|mut room| {
+            if matches!(job, Job::Press(_)) {
+                self.spare = std::mem::take(&mut room.plain);
+            }
+            let ticket = Ticket { room, back: self.give_back.clone() };
             self.jobs.as_ref().is_some_and(|jobs| jobs.send((self.next, (job, ticket))).is_ok())
         });
         if !is_in {
@@ -236,35 +254,19 @@ fn joined<T>(thread: JoinHandle<io::Result<T>>) -> io::Result<T> {
 
 type Taken = Mutex<Receiver<Numbered<(Job, Ticket)>>>;
 
-fn work(mut codec: Codec, zeros: &Arc<Vec<u8>>, taken: &Taken, done: &Sender<Numbered<io::Result<Done>>>) {
-    loop {
-        let next = taken.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((number, (job, ticket))) = next else { return };
-        // If nobody listens, the one who writes says why.
-        if done.send((number, codec.work(job, zeros, ticket))).is_err() {
-            return;
-        }
-    }
-}
-
 type Passed = (Option<Plain>, Ticket);
 
 fn store(mut blob: BlobWriter, finished: &Receiver<Numbered<io::Result<Done>>>, pass: &Sender<Passed>) -> Written {
     let (mut early, mut ends, mut at) = (BTreeMap::new(), Vec::new(), End { plain: 0, stored: 0 });
     for (number, done) in finished {
         early.insert(number, done?);
-        while let Some(Done { plain, stored, len, ticket }) = early.remove(&ends.len()) {
-            let bytes = match (&stored, &plain) {
-                (Stored::Bytes(bytes), _) => bytes,
-                (Stored::Shared(bytes), _) => bytes.as_slice(),
-                (Stored::Plain, Some(plain)) => plain.bytes(),
-                (Stored::Plain, None) => return Err(io::Error::other("a segment has no bytes")),
-            };
+        while let Some(done) = early.remove(&ends.len()) {
+            let bytes = done.stored().ok_or_else(|| io::Error::other("a segment has no bytes"))?;
             blob.write_all(bytes)?;
-            at = End { plain: at.plain + len as u64, stored: at.stored + bytes.len() as u64 };
+            at = End { plain: at.plain + done.len as u64, stored: at.stored + bytes.len() as u64 };
             ends.push(at);
             // The hasher ends only after us.
-            let _ = pass.send((plain, ticket));
+            let _ = pass.send((done.plain, done.ticket));
         }
     }
     Ok((blob, ends))
@@ -272,97 +274,75 @@ fn store(mut blob: BlobWriter, finished: &Receiver<Numbered<io::Result<Done>>>, 
 
 fn hash(mut state: Hasher, passed: &Receiver<Passed>) -> (Hasher, Vec<Hasher>) {
     let mut marks = Vec::new();
-    for (number, (plain, _ticket)) in passed.iter().enumerate() {
+    for (number, (plain, mut ticket)) in passed.iter().enumerate() {
         if number % MARK_EVERY == 0 {
             marks.push(state.clone());
         }
-        if let Some(plain) = plain {
-            state.update(plain.bytes());
-            tally::bytes(plain.bytes().len());
+        let Some(plain) = plain else { continue };
+        state.update(plain.bytes());
+        tally::bytes(plain.bytes().len());
+        if let Plain::Bytes(bytes) = plain {
+            ticket.keep(bytes);
         }
     }
     (state, marks)
 }
 
-/// One worker's means.
-pub enum Codec {
-    /// Of gzip.
-    Gzip(Box<Compressor>, Box<Decompressor>),
-    /// Of zstd.
-    Zstd(Box<zstd::bulk::Compressor<'static>>),
-    /// Of nothing.
-    None,
+/// One of several that compress.
+struct Worker {
+    codec: Codec,
+    zeros: Arc<OnceLock<Bytes>>,
 }
 
-impl Codec {
-    /// What is needed for this way to store.
-    pub fn new(how: Compression) -> io::Result<Self> {
-        Ok(match how {
-            Compression::Gzip => Self::Gzip(Box::new(gzip(GZIP_LEVEL)?), Box::new(Decompressor::new())),
-            Compression::Zstd => Self::Zstd(Box::new(zstd::bulk::Compressor::new(ZSTD_LEVEL)?)),
-            Compression::None => Self::None,
-        })
-    }
-
-    /// A whole segment of zeros, once for all: as small as can be, a thousandth.
-    fn zeros(&mut self) -> io::Result<Vec<u8>> {
-        match self {
-            Self::Gzip(..) => pressed(&mut gzip(12)?, &ZEROS),
-            Self::Zstd(zstd) => zstd.compress(&ZEROS),
-            Self::None => Ok(Vec::new()),
+impl Worker {
+    fn run(mut self, taken: &Taken, done: &Sender<Numbered<io::Result<Done>>>) {
+        loop {
+            let next = taken.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok((number, (job, ticket))) = next else { return };
+            // If nobody listens, the one who writes says why.
+            if done.send((number, self.work(job, ticket))).is_err() {
+                return;
+            }
         }
     }
 
-    fn work(&mut self, job: Job, zeros: &Arc<Vec<u8>>, ticket: Ticket) -> io::Result<Done> {
+    fn work(&mut self, job: Job, mut ticket: Ticket) -> io::Result<Done> {
         Ok(match job {
             Job::Press(plain) => {
-                let (stored, len) = (self.press(&plain, zeros)?, plain.bytes().len());
+                let (stored, len) = (self.press(&plain, &mut ticket)?, plain.bytes().len());
                 Done { plain: Some(plain), stored, len, ticket }
             }
             Job::Kept(stored, len) => {
-                let plain = Some(Plain::Bytes(self.plain(&stored, len)?));
-                Done { plain, stored: Stored::Bytes(stored), len, ticket }
+                let mut plain = std::mem::take(&mut ticket.room.plain);
+                self.codec.plain(&stored, len, &mut plain)?;
+                Done { plain: Some(Plain::Bytes(plain)), stored: Stored::Kept(stored), len, ticket }
             }
-            Job::Hashed(stored, len) => Done { plain: None, stored: Stored::Bytes(stored), len, ticket },
+            Job::Hashed(stored, len) => Done { plain: None, stored: Stored::Kept(stored), len, ticket },
         })
     }
 
-    fn press(&mut self, plain: &Plain, zeros: &Arc<Vec<u8>>) -> io::Result<Stored> {
+    fn press(&mut self, plain: &Plain, ticket: &mut Ticket) -> io::Result<Stored> {
         let bytes = plain.bytes();
-        let is_all_zeros = bytes.len() == ZEROS.len() && (matches!(plain, Plain::Zeros(_)) || is_zero(bytes));
-        Ok(match self {
-            Self::None => Stored::Plain,
-            _ if is_all_zeros => Stored::Shared(zeros.clone()),
-            Self::Gzip(gzip, _) => Stored::Bytes(pressed(gzip, bytes)?),
-            Self::Zstd(zstd) => Stored::Bytes(zstd.compress(bytes)?),
-        })
+        if self.codec.is_none() {
+            return Ok(Stored::Plain);
+        }
+        if bytes.len() == ZEROS.len() && (matches!(plain, Plain::Zeros(_)) || is_zero(bytes)) {
+            return self.zeros();
+        }
+        self.codec.press(bytes, &mut ticket.room.stored)?;
+        Ok(Stored::Pressed)
     }
 
-    /// The plain bytes of a segment that was stored, which are `len`.
-    pub fn plain(&mut self, stored: &[u8], len: usize) -> io::Result<Vec<u8>> {
-        let mut plain = vec![0; len];
-        let found = match self {
-            Self::Gzip(_, gunzip) => gunzip.gzip_decompress(stored, &mut plain).map_err(io::Error::other)?,
-            Self::Zstd(_) => zstd::bulk::decompress_to_buffer(stored, &mut plain)?,
-            Self::None => {
-                plain.copy_from_slice(stored.get(..len).ok_or(io::ErrorKind::UnexpectedEof)?);
-                len
-            }
-        };
-        if found == len { Ok(plain) } else { Err(io::Error::other("a stored segment is not as long as it was")) }
+    /// A whole segment of zeros, once for all: as small as can be, a thousandth.
+    fn zeros(&mut self) -> io::Result<Stored> {
+        if self.zeros.get().is_none() {
+            let mut stored = Bytes::default();
+            self.codec.press_small(&ZEROS, &mut stored)?;
+            // Another worker may have been faster, with the same.
+            let _ = self.zeros.set(stored);
+        }
+        Ok(Stored::Zeros(self.zeros.clone()))
     }
-}
-
-fn gzip(level: i32) -> io::Result<Compressor> {
-    let level = CompressionLvl::new(level).map_err(|_| io::Error::other("libdeflate has no such level"))?;
-    Ok(Compressor::new(level))
-}
-
-fn pressed(gzip: &mut Compressor, bytes: &[u8]) -> io::Result<Vec<u8>> {
-    let mut out = vec![0; gzip.gzip_compress_bound(bytes.len())];
-    let len = gzip.gzip_compress(bytes, &mut out).map_err(io::Error::other)?;
-    out.truncate(len);
-    Ok(out)
 }
 
 #[cfg(test)]
@@ -385,7 +365,7 @@ mod tests {
         plain[..6].copy_from_slice(b"before");
         plain[20 * BLOCK + 7] = 1;
         *plain.last_mut().unwrap() = 2;
-        for how in [Compression::Gzip, Compression::Zstd, Compression::None] {
+        for &how in Compression::ALL {
             for plain in [&plain[..], b"x"] {
                 let press = Press::begin(how, staging.blob().unwrap(), Hasher::default()).unwrap();
                 let mut maker = Maker::new(press);
@@ -399,11 +379,11 @@ mod tests {
                 let bytes = staging.read_blob(&blob.digest).unwrap();
                 let mut found = Vec::new();
                 match how {
-                    Compression::Gzip => {
-                        flate2::read::MultiGzDecoder::new(&bytes[..]).read_to_end(&mut found).unwrap();
-                    }
                     Compression::Zstd => found = zstd::decode_all(&bytes[..]).unwrap(),
                     Compression::None => found.clone_from(&bytes),
+                    _ => {
+                        flate2::read::MultiGzDecoder::new(&bytes[..]).read_to_end(&mut found).unwrap();
+                    }
                 }
                 assert!(found == plain, "{how:?}");
                 assert!(how == Compression::None || bytes.len() < 64 << 10, "{how:?}: {} bytes", bytes.len());

@@ -130,7 +130,7 @@ impl Evidence {
 
     /// A record tells of one run, so there is none where the same bytes are wanted from each run, unless it is asked for.
     fn is_wanted(&self) -> bool {
-        self.is_asked() || !self.no_evidence && std::env::var_os("SOURCE_DATE_EPOCH").is_none()
+        self.is_asked() || !self.no_evidence && !is_reproducible()
     }
 
     fn wanted(&self) -> Result<Option<Wanted>> {
@@ -332,7 +332,7 @@ fn options(args: &Args) -> Result<Options> {
         image: !args.no_image,
         reference: args.reference.as_deref().map(checkpoint::qualified).transpose()?,
         compression: match args.compression {
-            Compression::Gzip => rw::Compression::Gzip,
+            Compression::Gzip => rw::Compression::gzip(is_reproducible()),
             Compression::Zstd => rw::Compression::Zstd,
             Compression::None => rw::Compression::None,
         },
@@ -369,6 +369,11 @@ fn parse_size(text: &str) -> std::result::Result<u64, String> {
     };
     let number: u64 = digits.parse().map_err(|_| "no number of bytes".to_owned())?;
     number.checked_mul(1 << shift).ok_or_else(|| "more bytes than there can be".into())
+}
+
+/// The same bytes are wanted from each run.
+fn is_reproducible() -> bool {
+    std::env::var_os("SOURCE_DATE_EPOCH").is_some()
 }
 
 /// `SOURCE_DATE_EPOCH` where it is set (reproducible-builds.org): same stores, same time, same bytes.

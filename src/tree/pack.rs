@@ -456,16 +456,28 @@ impl<'a> Packer<'a> {
     fn piece(&mut self, path: &[u8], file: &File, at: u64, end: u64, bad: &mut u32) -> Result<u64> {
         interrupt::check()?;
         let want = usize::try_from(end - at).map_or(PIECE, |left| left.min(PIECE));
-        match file.read_at(&mut self.buf[..want], at) {
-            Ok(len) => {
-                let buf = std::mem::take(&mut self.buf);
-                let written = self.write(&buf[..len]);
-                self.buf = buf;
-                written.map(|()| len as u64)
+        let read = match &mut self.out {
+            Out::Sink(sink) => {
+                let read = sink.read(file, at, &mut self.buf[..want])?;
+                self.summary.written += *read.as_ref().unwrap_or(&0) as u64;
+                read
             }
+            _ => self.copy(file, at, want)?,
+        };
+        match read {
+            Ok(len) => Ok(len as u64),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => self.piece(path, file, at, end, bad),
             Err(e) => self.bad_piece(path, at, end, bad, &e),
         }
+    }
+
+    /// The same, through our own memory.
+    fn copy(&mut self, file: &File, at: u64, want: usize) -> Result<io::Result<usize>> {
+        let mut buf = std::mem::take(&mut self.buf);
+        let read = file.read_at(&mut buf[..want], at);
+        let written = read.as_ref().map_or(Ok(()), |len| self.write(&buf[..*len]));
+        self.buf = buf;
+        written.map(|()| read)
     }
 
     /// A damaged place of a disk costs its own bytes, not the file; a disk that is gone must not be asked for each of them.

@@ -1,5 +1,7 @@
 //! What takes a tree's entries one by one, and may know some of them already.
 
+use std::{fs::File, io, os::unix::fs::FileExt};
+
 use super::{
     node::Meta,
     summary::{MAX_PATH, Summary},
@@ -43,6 +45,15 @@ pub trait Sink {
     fn begin(&mut self, entry: Entry<'_>) -> Result<()>;
     /// Content.
     fn bytes(&mut self, bytes: &[u8]) -> Result<()>;
+    /// Content of `file` from `at` on, no more than there is `room` for, which may be used: how much, or why it cannot be
+    /// read.
+    fn read(&mut self, file: &File, at: u64, room: &mut [u8]) -> Result<io::Result<usize>> {
+        match file.read_at(room, at) {
+            // No more than there is room for.
+            Ok(len) => self.bytes(&room[..len]).map(|()| Ok(len)),
+            Err(e) => Ok(Err(e)),
+        }
+    }
     /// Content that is zeros, which need not have been read.
     fn zeros(&mut self, len: u64) -> Result<()>;
     /// The entry at hand is not all that its file is, or may be of two moments.
