@@ -102,18 +102,34 @@ impl SparseFile {
     }
 
     fn pour(&mut self) -> io::Result<()> {
-        let mut rest = self.buffer.as_slice();
-        while !rest.is_empty() {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let put = self.put(&buffer);
+        buffer.clear();
+        self.buffer = buffer;
+        put
+    }
+
+    /// Writes what there is between pieces of zeros at once.
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let (mut from, mut to) = (0, 0);
+        while from < bytes.len() {
             // Below PIECE, so it fits.
-            let room = PIECE - (self.at % PIECE as u64) as usize;
-            let (piece, more) = rest.split_at(room.min(rest.len()));
-            if !is_zero(piece) {
-                self.file.write_all_at(piece, self.at)?;
+            let room = PIECE - ((self.at + (to - from) as u64) % PIECE as u64) as usize;
+            let piece = &bytes[to..bytes.len().min(to + room)];
+            let is_hole = is_zero(piece);
+            if !is_hole {
+                to += piece.len();
             }
-            self.at += piece.len() as u64;
-            rest = more;
+            if is_hole || to == bytes.len() {
+                self.file.write_all_at(&bytes[from..to], self.at)?;
+                self.at += (to - from) as u64;
+                if is_hole {
+                    self.at += piece.len() as u64;
+                    to += piece.len();
+                }
+                from = to;
+            }
         }
-        self.buffer.clear();
         Ok(())
     }
 
@@ -131,6 +147,12 @@ impl SparseFile {
 
 impl Write for SparseFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() >= PIECE {
+            // As long as this it needs no buffer.
+            self.pour()?;
+            self.put(bytes)?;
+            return Ok(bytes.len());
+        }
         let taken = bytes.len().min(BUFFER - self.buffer.len());
         self.buffer.extend_from_slice(bytes.get(..taken).unwrap_or_default());
         if self.buffer.len() == BUFFER {

@@ -177,6 +177,7 @@ pub fn filled_tmpfs(host: &Host, still: &Still, spec: &Spec) -> Result<Vec<Strin
 }
 
 /// Where mounts are read.
+#[allow(clippy::large_enum_variant, reason = "there is only ever one of it")]
 enum Source {
     /// As the live container has them.
     Live(View),

@@ -6,7 +6,7 @@ use std::{
     io,
     os::fd::{AsRawFd, OwnedFd},
     path::Path,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, StatxAttributes, StatxFlags};
@@ -182,6 +182,8 @@ pub struct Node {
     ids: Option<Arc<IdMap>>,
     /// What it was when it was found.
     pub meta: Meta,
+    /// Which extended attributes it has, once that was asked: of most files there are none, and several are asked for.
+    xattr_names: OnceLock<Box<[Vec<u8>]>>,
 }
 
 impl Node {
@@ -197,7 +199,7 @@ impl Node {
 
     fn hold(fd: OwnedFd, ids: Option<Arc<IdMap>>) -> io::Result<Self> {
         let meta = Meta::of(&fd, ids.as_deref())?;
-        Ok(Self { fd, ids, meta })
+        Ok(Self { fd, ids, meta, xattr_names: OnceLock::new() })
     }
 
     /// The entry `name` of this directory, itself and not what it may point to.
@@ -207,7 +209,8 @@ impl Node {
 
     /// The same once more, by a descriptor of its own.
     pub fn again(&self) -> io::Result<Self> {
-        Ok(Self { fd: self.fd.try_clone()?, ids: self.ids.clone(), meta: self.meta.clone() })
+        let (fd, xattr_names) = (self.fd.try_clone()?, OnceLock::new());
+        Ok(Self { fd, ids: self.ids.clone(), meta: self.meta.clone(), xattr_names })
     }
 
     /// This directory, to be listed. `O_NOATIME`, so that looking leaves no trace.
@@ -231,6 +234,10 @@ impl Node {
 
     /// The value of one extended attribute, if it has it.
     pub fn xattr(&self, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        // Where there is no list, it may be there all the same.
+        if self.xattr_list().is_ok_and(|list| list.iter().all(|listed| listed != name)) {
+            return Ok(None);
+        }
         let name = CString::new(name)?;
         let path = self.proc_path();
         match grown(|buf| fs::getxattr(path.as_str(), name.as_c_str(), buf)) {
@@ -246,11 +253,18 @@ impl Node {
     /// All extended attributes, sorted by name. One that vanishes in between was not there.
     pub fn xattrs(&self) -> io::Result<Vec<Xattr>> {
         let pair = |name: Vec<u8>| self.xattr(&name).map(|value| value.map(|value| (name, value))).transpose();
-        self.xattr_names()?.into_iter().filter_map(pair).collect()
+        self.xattr_list()?.iter().cloned().filter_map(pair).collect()
     }
 
     /// The names of all extended attributes, sorted: 64 KiB of them at most, while their values may be 64 KiB each (xattr(7)).
     pub fn xattr_names(&self) -> io::Result<Vec<Vec<u8>>> {
+        self.xattr_list().map(<[_]>::to_vec)
+    }
+
+    fn xattr_list(&self) -> io::Result<&[Vec<u8>]> {
+        if let Some(names) = self.xattr_names.get() {
+            return Ok(names);
+        }
         let path = self.proc_path();
         let list = match grown(|buf| fs::listxattr(path.as_str(), buf)) {
             Ok(list) => list,
@@ -259,7 +273,7 @@ impl Node {
         };
         let mut names: Vec<_> = list.split(|&b| b == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect();
         names.sort_unstable();
-        Ok(names)
+        Ok(self.xattr_names.get_or_init(|| names.into_boxed_slice()))
     }
 
     /// How long the value of an extended attribute is; 0 if it is not there (any more).
