@@ -148,10 +148,11 @@ impl SparseFile {
 impl Write for SparseFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if bytes.len() >= PIECE {
-            // As long as this it needs no buffer.
+            // As long as this it needs no buffer; and between two calls one may be interrupted.
+            let taken = bytes.len().min(BUFFER);
             self.pour()?;
-            self.put(bytes)?;
-            return Ok(bytes.len());
+            self.put(&bytes[..taken])?;
+            return Ok(taken);
         }
         let taken = bytes.len().min(BUFFER - self.buffer.len());
         self.buffer.extend_from_slice(bytes.get(..taken).unwrap_or_default());

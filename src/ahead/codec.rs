@@ -64,7 +64,8 @@ const GZIP_LEVEL: i32 = 1;
 /// Of what is much the same over and over, once for all segments.
 const SMALLEST_GZIP_LEVEL: i32 = 12;
 
-/// A quarter faster than zstd's own default, 3, and smaller by a tenth than the fastest, 1.
+/// Takes two thirds of the time of zstd's own default, 3, for a twentieth more bytes; 1 is only a tenth faster, and a fifteenth
+/// larger.
 const ZSTD_LEVEL: i32 = 2;
 
 /// One worker's means.
@@ -228,6 +229,13 @@ mod tests {
                 assert!(unpacked(how, stored.as_slice()) == segment, "{how:?}, {} bytes", segment.len());
             }
         }
+    }
+
+    #[test]
+    fn where_the_bytes_must_be_the_same_everywhere_the_processor_has_no_say() {
+        assert_eq!(Compression::gzip(true), Compression::Gzip);
+        assert_eq!(Compression::gzip(false) == Compression::Gzip, cfg!(not(feature = "isal")));
+        assert_eq!(Compression::gzip(false).media_type(), names::LAYER_GZIP);
     }
 
     #[test]

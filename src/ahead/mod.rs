@@ -183,12 +183,24 @@ mod tests {
     };
 
     fn pack(root: &Path) -> impl Fn(&mut dyn Sink) -> Result<Summary> {
-        let refuse = |path: &[u8]| path.ends_with(b"refused").then_some(Why::WhiteoutName);
         move |sink| {
             let mut packer = Packer::into_sink(sink, |_| Held::Kept);
             plain::pack(&Node::open(root).unwrap(), &mut packer, refuse)?;
             packer.finish()
         }
+    }
+
+    fn refuse(path: &[u8]) -> Option<Why> {
+        path.ends_with(b"refused").then_some(Why::WhiteoutName)
+    }
+
+    /// The tar without segments.
+    fn stream(root: &Path) -> Vec<u8> {
+        let mut tar = Vec::new();
+        let mut packer = Packer::new(&mut tar, |_| Held::Kept);
+        plain::pack(&Node::open(root).unwrap(), &mut packer, refuse).unwrap();
+        packer.finish().unwrap();
+        tar
     }
 
     fn noise(len: usize, seed: u64) -> Vec<u8> {
@@ -318,6 +330,7 @@ mod tests {
                 let caught = tar.store(&scene.staging, "").unwrap();
                 let (tar, whole) = super::whole(how, &scene.staging, &packed).unwrap();
                 assert_eq!(caught, tar.store(&scene.staging, "").unwrap(), "change {n}, {how:?}");
+                assert_eq!(caught.plain, Digest::of(&stream(&root)), "change {n}, {how:?}");
                 assert_eq!((&summary, &again), (&whole, &whole), "change {n}");
             }
         }

@@ -1,6 +1,6 @@
 //! From a tree into a tar stream: entries with all their metadata, hard links, holes, and an account of what did not fit.
 
-use std::{collections::HashMap, fs::File, io, io::Write, os::unix::fs::FileExt};
+use std::{collections::HashMap, io, io::Write};
 
 use super::{
     node::{Dir, FileId, Kind, Meta, Node},
@@ -12,16 +12,14 @@ use crate::{
     error::{At, Result},
     interrupt,
     pax::{self, Header, Time, Type, Xattr},
-    sparse::{SparseFile, next_data, next_hole},
+    sparse::SparseFile,
     tally,
 };
 
+mod content;
+
 /// Content is read in pieces of this size.
 const PIECE: usize = 256 << 10;
-
-/// What is skipped where a disk cannot be read, and how often before the rest of a file is given up.
-const BAD_PIECE: u64 = 4096;
-const MAX_BAD_PIECES: u32 = 64;
 
 /// Where things lie in the tar beside.
 const BESIDE_FILES: &[u8] = b"files/";
@@ -432,65 +430,6 @@ impl<'a> Packer<'a> {
         self.write_zeros(pax::padding(content.len() as u64) as u64)
     }
 
-    /// Writes exactly `size` bytes: what the header announced. Holes are not read, but written as the zeros they read as.
-    fn content(&mut self, path: &[u8], size: u64, file: &File) -> Result<()> {
-        let (mut at, mut bad) = (0, 0);
-        // Of a hole in a small file there is nothing on the disk either, and to look for it takes longer than to read it.
-        let is_small = size <= PIECE as u64;
-        while at < size {
-            let data = if is_small { at } else { next_data(file, at).min(size) };
-            self.write_zeros(data - at)?;
-            let end = if is_small { size } else { next_hole(file, data).min(size) };
-            at = data;
-            while at < end {
-                let done = self.piece(path, file, at, end, &mut bad)?;
-                if done == 0 {
-                    self.distrusted(path, format!("ends after {at} of {size} bytes; the rest is stored as zeros"));
-                    return self.write_zeros(size - at);
-                }
-                at += done;
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes some bytes from `at` on, and says how many; 0 at the end of the file.
-    fn piece(&mut self, path: &[u8], file: &File, at: u64, end: u64, bad: &mut u32) -> Result<u64> {
-        interrupt::check()?;
-        let want = usize::try_from(end - at).map_or(PIECE, |left| left.min(PIECE));
-        let read = match &mut self.out {
-            Out::Sink(sink) => {
-                let read = sink.read(file, at, &mut self.buf[..want])?;
-                self.summary.written += *read.as_ref().unwrap_or(&0) as u64;
-                read
-            }
-            _ => self.copy(file, at, want)?,
-        };
-        match read {
-            Ok(len) => Ok(len as u64),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => self.piece(path, file, at, end, bad),
-            Err(e) => self.bad_piece(path, at, end, bad, &e),
-        }
-    }
-
-    /// The same, through our own memory.
-    fn copy(&mut self, file: &File, at: u64, want: usize) -> Result<io::Result<usize>> {
-        let mut buf = std::mem::take(&mut self.buf);
-        let read = file.read_at(&mut buf[..want], at);
-        let written = read.as_ref().map_or(Ok(()), |len| self.write(&buf[..*len]));
-        self.buf = buf;
-        written.map(|()| read)
-    }
-
-    /// A damaged place of a disk costs its own bytes, not the file; a disk that is gone must not be asked for each of them.
-    fn bad_piece(&mut self, path: &[u8], at: u64, end: u64, bad: &mut u32, e: &io::Error) -> Result<u64> {
-        *bad += 1;
-        let len = if *bad > MAX_BAD_PIECES { end - at } else { (BAD_PIECE - at % BAD_PIECE).min(end - at) };
-        self.distrusted(path, format!("unreadable at byte {at}: {e}; {len} bytes are stored as zeros"));
-        self.write_zeros(len)?;
-        Ok(len)
-    }
-
     fn write_zeros(&mut self, mut len: u64) -> Result<()> {
         match &mut self.out {
             Out::Sparse(out) => {
@@ -616,20 +555,6 @@ mod tests {
             fs::write(&path, b"impostor!!").unwrap();
         });
         assert_eq!((content(&tar).as_slice(), summary.warnings.len()), (&b"0123456789"[..], 0));
-    }
-
-    #[test]
-    fn holes_are_stepped_over() {
-        let temp = tempfile::tempdir().unwrap();
-        let file = File::create(temp.path().join("f")).unwrap();
-        file.set_len(64 << 20).unwrap();
-        file.write_all_at(b"x", 32 << 20).unwrap();
-        // Where the filesystem knows holes; elsewhere all is data, which is allowed.
-        if next_data(&file, 0) != 0 {
-            assert_eq!(next_data(&file, 0), 32 << 20);
-            assert!(next_hole(&file, 32 << 20) < 33 << 20);
-            assert_eq!(next_data(&file, 33 << 20), u64::MAX);
-        }
     }
 
     #[test]
