@@ -18,11 +18,13 @@ impl Packer<'_> {
     pub(super) fn content(&mut self, path: &[u8], size: u64, file: &File) -> Result<()> {
         let (mut at, mut bad) = (0, 0);
         // Of a hole in a small file there is nothing on the disk either, and to look for it takes longer than to read it.
-        let is_small = size <= PIECE as u64;
+        if (1..=PIECE as u64).contains(&size) {
+            at = self.piece(path, file, at, size, &mut bad)?;
+        }
         while at < size {
-            let data = if is_small { at } else { next_data(file, at).min(size) };
+            let data = next_data(file, at).min(size);
             self.write_zeros(data - at)?;
-            let end = if is_small { size } else { next_hole(file, data).min(size) };
+            let end = next_hole(file, data).min(size);
             at = data;
             while at < end {
                 let done = self.piece(path, file, at, end, &mut bad)?;
