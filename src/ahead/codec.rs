@@ -198,21 +198,21 @@ mod tests {
         plain
     }
 
-    /// Text, a run, and what cannot be compressed, of every length that is near to one where something changes.
-    fn segments() -> Vec<Vec<u8>> {
+    /// What cannot be compressed, text, and runs, of every length that is near to one where something changes. One after
+    /// another: another test weighs this process.
+    fn segments() -> impl Iterator<Item = Vec<u8>> {
         let mut state = 7_u64;
-        let mut noise = || {
+        let mut noise = move || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 56) as u8
         };
         let lens = [0, 1, 2, 100, 8191, 65534, 65535, 65536, 131_070, 131_071, (1 << 20) - 1, 1 << 20];
-        let mut all = Vec::new();
-        for len in lens {
-            all.push((0..len).map(|_| noise()).collect());
-            all.push((0..len).map(|n| b"a text is written line by line\n"[n % 31]).collect());
-            all.push((0..len).map(|n| if n % 1000 < 700 { b'x' } else { noise() % 16 }).collect());
-        }
-        all
+        let kinds = lens.into_iter().flat_map(|len| (0..3).map(move |kind| (len, kind)));
+        kinds.map(move |(len, kind)| match kind {
+            0 => (0..len).map(|_| noise()).collect(),
+            1 => (0..len).map(|n| b"a text is written line by line\n"[n % 31]).collect(),
+            _ => (0..len).map(|n| if n % 1000 < 700 { b'x' } else { noise() % 16 }).collect(),
+        })
     }
 
     #[test]
