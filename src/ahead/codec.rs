@@ -1,8 +1,8 @@
 //! How a segment is compressed: by libdeflate or ISA-L into a gzip member, by libzstd into a frame.
 //!
 //! Bytes of libdeflate and libzstd depend on the segment alone. Those of ISA-L depend, besides, on the vector instructions the
-//! processor has (seen with 2.31, level 3, in three kinds: AVX-512, AVX2, neither; level 1 has one kind, but compresses less
-//! than zlib's first level does).
+//! processor has (seen with 2.31, level 3, in three kinds: AVX-512, AVX2, neither; level 1 has two, and compresses less than
+//! zlib's first level does).
 
 use std::io;
 

@@ -13,7 +13,7 @@ use std::{
     collections::{BTreeSet, HashSet},
     fs,
     io::{self, BufRead, BufReader},
-    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    os::unix::ffi::OsStrExt,
     path::Path,
     time::{Duration, Instant},
 };
@@ -21,6 +21,7 @@ use std::{
 mod behind;
 
 use behind::{Work, is_named};
+use rustix::fs::{AtFlags, CWD, Statx, StatxFlags};
 
 use crate::{
     error::Result,
@@ -38,7 +39,7 @@ const OFTEN: Duration = Duration::from_millis(700);
 const MAX_ROUNDS: usize = 32;
 
 /// Mapped, and in no tree.
-const NO_FILES: [&[u8]; 5] = [b"/memfd:", b"/dev/zero", b"/SYSV", b"anon_inode:", b"/[aio]"];
+const NO_FILES: [&[u8]; 4] = [b"/memfd:", b"/dev/zero", b"/SYSV", b"/[aio]"];
 
 /// What is in doubt.
 #[derive(Debug, Default)]
@@ -140,19 +141,22 @@ impl Doubt {
 
     /// What may be written to later counts too, so the permissions of now do not matter.
     fn mapped(&mut self, watch: &Watch, pid: i32, map: &Map) {
-        if !map.shared || map.inode == 0 || NO_FILES.iter().any(|none| map.path.starts_with(none)) {
+        if !map.shared || map.inode == 0 {
             return;
         }
         self.inodes.insert(map.inode);
+        if is_no_file(map) {
+            return;
+        }
         // Whatever is called so now.
         let path = unescaped(&map.path);
         let has_file = self.path(watch, &path);
         if !has_file || map.is_deleted() {
             // Perhaps it has another name. Unlike in `maps`, no zeros stand before the addresses.
             let link = watch.host.proc_of(pid, "map_files").join(format!("{:x}-{:x}", map.start, map.end));
-            match fs::metadata(&link) {
-                Ok(meta) if meta.nlink() == 0 || !is_of_overlay(watch.host, pid, map.device_id) => {
-                    self.inodes.insert(meta.ino());
+            match known(&link, AtFlags::empty()) {
+                Ok(meta) if meta.stx_nlink == 0 || !is_of_overlay(watch.host, pid, map.device_id) => {
+                    self.inodes.insert(meta.stx_ino);
                 }
                 // Of the image, where nobody can write to it.
                 Ok(meta) if !has_file && !map.write && is_named(watch, pid, &path, &meta) => {}
@@ -175,10 +179,23 @@ impl Doubt {
         let backing = |entry: fs::DirEntry| fs::read(entry.path().join("loop/backing_file")).ok();
         for file in fs::read_dir("/sys/block").into_iter().flatten().flatten().filter_map(backing) {
             let path = file.trim_ascii_end();
-            self.inodes.extend(fs::metadata(Path::new(std::ffi::OsStr::from_bytes(path))).map(|meta| meta.ino()));
+            self.inodes
+                .extend(known(Path::new(std::ffi::OsStr::from_bytes(path)), AtFlags::empty()).map(|meta| meta.stx_ino));
             self.path(watch, path);
         }
     }
+}
+
+/// A name that no directory holds. One that was not taken away yet is a file's, whatever it looks like.
+fn is_no_file(map: &Map) -> bool {
+    !map.path.starts_with(b"/") || map.is_deleted() && NO_FILES.iter().any(|none| map.path.starts_with(none))
+}
+
+/// What the kernel itself knows of a file: who serves a file system may be held still, and is
+/// not asked.
+fn known(path: &Path, flags: AtFlags) -> io::Result<Statx> {
+    let flags = flags | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    Ok(rustix::fs::statx(CWD, path, flags, StatxFlags::BASIC_STATS)?)
 }
 
 fn is_gone(e: &io::Error) -> bool {
@@ -240,7 +257,7 @@ mod tests {
         let (host, root) = (Host { proc, ..Host::default() }, Node::open(temp.path()).unwrap());
         let mut doubt = Doubt::default();
         doubt.look(&Watch { host: &host, task: &task, root: Some(&root), everyone: false });
-        (doubt, fs::metadata(temp.path().join("renamed")).unwrap().ino())
+        (doubt, std::os::unix::fs::MetadataExt::ino(&fs::metadata(temp.path().join("renamed")).unwrap()))
     }
 
     #[test]
@@ -250,6 +267,17 @@ mod tests {
         assert!(doubt.inodes.contains(&ino) && doubt.inodes.contains(&5) && !doubt.all);
         let (doubt, ino) = doubted(&shared.replace("rw-s", "rw-p"), Some("7\n"));
         assert!(!doubt.inodes.contains(&ino) && !doubt.inodes.contains(&5) && !doubt.all);
+    }
+
+    #[test]
+    fn a_file_may_be_called_like_what_is_none() {
+        for (name, is_file) in
+            [("/memfd:x", true), ("/memfd:x (deleted)", false), ("/SYSV0", true), ("anon_inode:x", false)]
+        {
+            let (doubt, ino) = doubted(&format!("400000-401000 rw-s 00000000 08:01 12 {name}\n"), Some("7\n"));
+            assert_eq!(doubt.inodes.contains(&ino), is_file, "{name}");
+            assert!(doubt.inodes.contains(&12) && !doubt.all, "{name}");
+        }
     }
 
     #[test]

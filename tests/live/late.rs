@@ -126,12 +126,22 @@ fn a_write_that_takes_its_time_is_in_the_layer() {
     lands(&["call", "thread"]);
 }
 
-/// A loop device past the page cache, whose file lies in the rw layer (all instances see it, so no other has a file of that name). The program only keeps the container from standing
-/// still too early; who writes to the device belongs to the container's cgroup of the block layer alone.
+/// The machine's, not the instance's: let go whatever becomes of the test.
+struct Loop<'l>(&'l Lab);
+
+impl Drop for Loop<'_> {
+    fn drop(&mut self) {
+        self.0.try_sh("losetup -d $(cat /tmp/loop)");
+    }
+}
+
+/// A loop device past the page cache, whose file lies in the rw layer (all instances see it, so no other has a file of that
+/// name). The program only keeps the container from standing still too early; who writes to the device belongs to the
+/// container's cgroup of the block layer alone.
 #[test]
 fn a_write_to_a_loop_device_is_in_the_layer_that_its_file_is_in() {
     let Some(lab) = lab() else { return };
-    let mut writer = None;
+    let (mut writer, _device) = (None, Loop(&lab));
     let slow = begun(&lab, "nobody", |lab| {
         lab.sh(&format!(
             "losetup --direct-io=on -f --show /proc/{}/root/var/lib/nobody > /tmp/loop",
@@ -143,5 +153,4 @@ fn a_write_to_a_loop_device_is_in_the_layer_that_its_file_is_in() {
     });
     assert_it_lands_in_the_layer(slow);
     writer.take().map(|mut writer| writer.wait());
-    lab.sh("losetup -d $(cat /tmp/loop)");
 }

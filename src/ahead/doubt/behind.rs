@@ -16,11 +16,13 @@
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
-use super::{Doubt, Watch, ids};
+use rustix::fs::{AtFlags, FileType, Statx};
+
+use super::{Doubt, Watch, ids, known};
 use crate::{host::mounts, procfs::map::Map};
 
 /// What the kernel calls a ring.
@@ -94,10 +96,11 @@ impl Doubt {
     }
 
     fn held(&mut self, watch: &Watch, pid: i32, open: &Open) {
-        let Ok(meta) = fs::metadata(&open.link) else { return };
-        self.inodes.insert(meta.ino());
+        let Ok(meta) = known(&open.link, AtFlags::empty()) else { return };
+        self.inodes.insert(meta.stx_ino);
         let has_name = self.path(watch, open.to.as_os_str().as_bytes());
-        if !has_name && meta.nlink() > 0 && meta.is_file() && is_on_overlay(watch, pid, open) {
+        let is_file = FileType::from_raw_mode(meta.stx_mode.into()) == FileType::RegularFile;
+        if !has_name && meta.stx_nlink > 0 && is_file && is_on_overlay(watch, pid, open) {
             // Perhaps another name of it is in the tree, under another number.
             self.all |= !is_named(watch, pid, open.to.as_os_str().as_bytes(), &meta);
         }
@@ -121,20 +124,21 @@ impl Doubt {
         }
         let is_in_tree = watch.root.is_some() && self.path(watch, path);
         match seen_by(watch, pid, path) {
-            Ok(meta) => _ = self.inodes.insert(meta.ino()),
+            Ok(meta) => _ = self.inodes.insert(meta.stx_ino),
             Err(_) => self.all |= !is_in_tree,
         }
     }
 }
 
 /// True if the process finds this very file at `path`: then it is not known by another name, but lies below the tree.
-pub(super) fn is_named(watch: &Watch, pid: i32, path: &[u8], file: &fs::Metadata) -> bool {
-    seen_by(watch, pid, path).is_ok_and(|meta| (meta.dev(), meta.ino()) == (file.dev(), file.ino()))
+pub(super) fn is_named(watch: &Watch, pid: i32, path: &[u8], file: &Statx) -> bool {
+    let id = |meta: &Statx| (meta.stx_dev_major, meta.stx_dev_minor, meta.stx_ino);
+    seen_by(watch, pid, path).is_ok_and(|meta| id(&meta) == id(file))
 }
 
-fn seen_by(watch: &Watch, pid: i32, path: &[u8]) -> io::Result<fs::Metadata> {
+fn seen_by(watch: &Watch, pid: i32, path: &[u8]) -> io::Result<Statx> {
     let below = path.strip_prefix(b"/").unwrap_or(path);
-    fs::symlink_metadata(watch.host.proc_of(pid, "root").join(std::ffi::OsStr::from_bytes(below)))
+    known(&watch.host.proc_of(pid, "root").join(std::ffi::OsStr::from_bytes(below)), AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// All that a process has open, by any of its threads; of those that have as many as another only if there is time.
