@@ -104,7 +104,7 @@ pub fn capture(
     let write = |sink: &mut dyn Sink| {
         let packer = Packer::into_sink(sink, judge).with_beside(&mut beside);
         let mut packer =
-            outset.listed().fold(packer, |packer, (meta, names)| packer.with_listed(meta.id, names.clone()));
+            outset.listed().fold(packer, |packer, (meta, names)| packer.with_listed(meta.clone(), names.clone()));
         pack(rw, &mut packer)?;
         packer.finish()
     };

@@ -71,8 +71,8 @@ pub struct Packer<'a> {
     buf: Vec<u8>,
     /// Passed over as if it were not there.
     ignored: Option<FileId>,
-    /// Directories that were listed before, with the names that they had.
-    listed: Vec<(FileId, Vec<Vec<u8>>)>,
+    /// Directories that were looked at before, with the names that they had.
+    listed: Vec<(Meta, Vec<Vec<u8>>)>,
     /// The header at hand lacks an attribute.
     is_lacking: bool,
     summary: Summary,
@@ -180,15 +180,24 @@ impl<'a> Packer<'a> {
         self.ignored = Some(ours);
     }
 
-    /// Believes that the directory `dir` has these names, in order, and no others.
-    pub fn with_listed(mut self, dir: FileId, names: Vec<Vec<u8>>) -> Self {
+    /// Believes that the directory `dir` has these names, in order, and no others; and these times.
+    pub fn with_listed(mut self, dir: Meta, names: Vec<Vec<u8>>) -> Self {
         self.listed.push((dir, names));
         self
     }
 
     /// The names in `dir`, which is `id`.
     pub(super) fn names(&self, id: FileId, dir: &Dir) -> io::Result<Vec<Vec<u8>>> {
-        self.listed.iter().find(|(listed, _)| *listed == id).map_or_else(|| dir.names(), |(_, names)| Ok(names.clone()))
+        self.listed
+            .iter()
+            .find(|(listed, _)| listed.id == id)
+            .map_or_else(|| dir.names(), |(_, names)| Ok(names.clone()))
+    }
+
+    /// What the inode said when it was listed.
+    fn as_listed(&self, now: &Meta) -> Meta {
+        let times = |(dir, _): &(Meta, _)| Meta { mtime: dir.mtime, ctime: dir.ctime, atime: dir.atime, ..now.clone() };
+        self.listed.iter().find(|(dir, _)| dir.id == now.id).map_or_else(|| now.clone(), times)
     }
 
     /// True if something of this path and kind may be written; if not, that is noted. A directory that is a mount point may,
@@ -357,7 +366,8 @@ impl<'a> Packer<'a> {
         if matches!(self.out, Out::List(_)) {
             return Ok(());
         }
-        let Meta { mode, uid, gid, mtime, device, .. } = node.meta;
+        let meta = &self.as_listed(&node.meta);
+        let Meta { mode, uid, gid, mtime, device, .. } = *meta;
         let device = if matches!(kind, Type::Char | Type::Block) { device } else { (0, 0) };
         let size = if kind == Type::File { node.meta.size } else { 0 };
         // A link repeats everything, its attributes too: unpackers set owner and mode again, and a change of owner
@@ -369,7 +379,7 @@ impl<'a> Packer<'a> {
         }
         let header = Header { kind, path: &name, link, mode, uid, gid, size, mtime, device, xattrs: &xattrs };
         let (head, body) = (header.encode(), size + pax::padding(size) as u64);
-        self.begin(Entry { key: path, head: &head, body, data, meta: Some(&node.meta), is_whiteout: false })
+        self.begin(Entry { key: path, head: &head, body, data, meta: Some(meta), is_whiteout: false })
     }
 
     /// The attributes to be written; those that are not are noted, once for each inode.

@@ -99,17 +99,27 @@ mod tests {
             fs::create_dir_all(temp.path().join(name)).unwrap();
         }
         let root = Node::open(temp.path()).unwrap();
-        let below = root.child(b"b").unwrap().meta.id;
+        let below = root.child(b"b").unwrap().meta;
         let mut found = Vec::new();
         let mut each = |told: crate::tree::Listed<'_>| {
             found.push(String::from_utf8_lossy(told.path).into_owned());
             Ok(())
         };
         let names = vec![b"a".to_vec(), b"b".to_vec()];
-        let mut packer =
-            Packer::listing(&mut each, |_| Held::Kept).with_listed(root.meta.id, names).with_listed(below, Vec::new());
+        let mut packer = Packer::listing(&mut each, |_| Held::Kept)
+            .with_listed(root.meta.clone(), names)
+            .with_listed(below.clone(), Vec::new());
         pack(&root, &mut packer, |_| None).unwrap();
         packer.finish().unwrap();
         assert_eq!(found, ["a", "b"]);
+        // Nor when it came.
+        let long_ago = |meta: &Meta| Meta { mtime: crate::pax::Time { secs: 77, nanos: 0 }, ..meta.clone() };
+        let mut tar = Vec::new();
+        let mut packer = Packer::new(&mut tar, |_| Held::Kept).with_listed(long_ago(&below), Vec::new());
+        pack(&root, &mut packer, |_| None).unwrap();
+        packer.finish().unwrap();
+        let mut archive = tar::Archive::new(&tar[..]);
+        let times = archive.entries().unwrap().map(|entry| entry.unwrap().header().mtime().unwrap());
+        assert_eq!(times.map(|time| time == 77).collect::<Vec<_>>(), [false, true, false]);
     }
 }

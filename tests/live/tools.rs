@@ -57,10 +57,10 @@ const ROOTFS: &str = "localhost/rich:1-rootfs";
 
 /// What the tools get.
 struct Scene {
-    /// The directory form, packed to be carried, and what the container saw then.
+    /// The directory form, packed to be carried, and what the container saw before.
     layout: (Vec<u8>, Tree),
-    /// The tar form, as it was written, and what the container saw then: each dump touches the container's /tmp, where
-    /// CRIU makes a directory for a moment.
+    /// The tar form, as it was written, and what the container saw before: each dump touches the container's /tmp, where
+    /// CRIU makes a directory for a moment, which is not captured.
     tar: (Vec<u8>, Tree),
     /// What `RICH` made, alone.
     rich: Tree,
@@ -93,9 +93,10 @@ fn make_scene() -> Option<Scene> {
     lab.sh(&format!("cp -a {rootfs}/rich /srv/data"));
     lab.kill_containerd();
     let view = || Tree::of(&inside(&lab, rootfs));
-    checkpoint(&lab, "/tmp/layout");
     let seen = view();
     assert!(seen.len() > 60, "{} entries", seen.len());
+    checkpoint(&lab, "/tmp/layout");
+    let seen_again = view();
     checkpoint(&lab, "/tmp/layout.tar");
     assert!(dewar_ok(&lab, &["verify", "/tmp/layout"]).starts_with("sound"));
     dewar_ok(&lab, &["inspect", "/tmp/layout"]);
@@ -103,7 +104,7 @@ fn make_scene() -> Option<Scene> {
     let read = |path: &str| fs::read(inside(&lab, path)).expect("it was written");
     Some(Scene {
         layout: (read("/tmp/carried.tar"), seen),
-        tar: (read("/tmp/layout.tar"), view()),
+        tar: (read("/tmp/layout.tar"), seen_again),
         rich: Tree::of(&inside(&lab, &format!("{rootfs}/rich"))),
         bind: Tree::of(&inside(&lab, "/srv/data")),
     })
