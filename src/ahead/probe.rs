@@ -147,8 +147,11 @@ impl<'p> Looker<'p> {
         if let Some((_, meta)) = self.probe.before.filter(|(path, _)| *path == record.path) {
             return seen.rests(meta);
         }
-        let is_file = seen.meta.kind == Kind::File;
-        self.look_at(&record.path).is_ok_and(|now| seen.rests(&now) && !(is_file && self.doubt.is_about(&now)))
+        let (root, is_file) = (&self.probe.root.meta, seen.meta.kind == Kind::File);
+        self.look_at(&record.path).is_ok_and(|now| {
+            // The same inode may have been mounted there since.
+            seen.rests(&now) && now.is_on_mount_of(root) && !(is_file && self.doubt.is_about(&now))
+        })
     }
 
     fn look_at(&mut self, path: &[u8]) -> io::Result<Meta> {
@@ -197,7 +200,54 @@ fn take(recorded: &Mutex<Recorded>, lines: &mut Vec<Line>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::{
+        ahead::{
+            cut::Shape,
+            record::{Records, Seen},
+        },
+        pax::Time,
+    };
+
+    #[test]
+    fn only_what_was_touched_is_found_however_deep() {
+        let temp = tempfile::tempdir().unwrap();
+        let deep: Vec<String> = (1..=MAX_DEPTH + 2).map(|n| vec!["d"; n].join("/")).collect();
+        let file = |n: usize| format!("{}/f", deep[n]);
+        fs::create_dir_all(temp.path().join(deep.last().unwrap())).unwrap();
+        fs::create_dir(temp.path().join("e")).unwrap();
+        let mut paths: Vec<String> = deep.clone();
+        paths.extend([file(MAX_DEPTH - 1), file(9), file(3), "e".into(), "e/a".into(), "e/b".into(), "tmp".into()]);
+        for path in paths.iter().filter(|path| path.ends_with(['f', 'a', 'b', 'p'])) {
+            fs::write(temp.path().join(path), "").unwrap();
+        }
+        let root = Node::open(temp.path()).unwrap();
+        let meta = |path: &str| Node::open(&temp.path().join(path)).unwrap().meta;
+        let (mut records, before) = (Records::begin(tempfile::tempfile().unwrap()), meta("tmp"));
+        for path in &paths {
+            let seen = Some(Seen::of(&meta(path), false, Time { secs: i64::MAX, nanos: 0 }));
+            let (path, shape) = (path.as_bytes().to_vec(), Shape::of(path.as_bytes(), 512, 0));
+            records.put(&Record { path, sum: 0, shape, stamp: None, seen }).unwrap();
+        }
+        let (records, count) = records.finish().unwrap();
+        for path in [file(3), "e/a".into(), "tmp".into()] {
+            fs::write(temp.path().join(path), "touched").unwrap();
+        }
+        let probe = Probe { root: &root, before: Some((b"tmp", &before)) };
+        let look = |probe| Touched::look(probe, Recorded::read(&records, count).unwrap(), &Doubt::default()).unwrap();
+        let touched = look(&probe);
+        for (path, is_so) in [(file(3), true), (file(9), false), (file(MAX_DEPTH - 1), false)] {
+            assert_eq!(touched.is_about(path.as_bytes()), is_so, "{path}");
+        }
+        for (path, is_so) in [("e", true), ("e/a", true), ("e/b", false), ("tmp", false)] {
+            assert_eq!(touched.is_about(path.as_bytes()), is_so, "{path}");
+        }
+        // Below the deepest that is kept open nobody looks.
+        assert!(touched.is_about(deep.last().unwrap().as_bytes()));
+        assert!(look(&Probe { before: None, ..probe }).is_about(b"tmp"));
+    }
 
     #[test]
     fn what_is_touched_is_so_with_all_above_it() {

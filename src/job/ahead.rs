@@ -69,16 +69,16 @@ impl Run<'_> {
         let Some(rw) = &target.rw else {
             return Ok((self.take(ready, still, target, staging, progress)?, None));
         };
-        let outset = rw::Outset::of(rw);
-        let capture = |draft, outset: &_| rw::capture(&store.host, still, draft, (rw, outset), how, staging);
+        let capture = |draft, outset| rw::capture(&store.host, still, draft, (rw, outset), how, staging);
         // Who reads memory without CRIU may let a process run for an instant.
         if ready.is_none() {
             let taken = self.take(ready, still, target, staging, progress)?;
             progress(Stage::Files { held });
-            return capture(draft, &rw::Outset::of(rw)).map(|files| (taken, Some(files)));
+            return capture(draft, rw::Outset::of(rw)).map(|files| (taken, Some(files)));
         }
+        let outset = rw::Outset::of(rw);
         let (taken, files) = thread::scope(|scope| {
-            let files = scope.spawn(|| capture(draft, &outset));
+            let files = scope.spawn(|| capture(draft, outset));
             let taken = self.take(ready, still, target, staging, progress);
             progress(Stage::Files { held });
             (taken, files.join().unwrap_or_else(|panic| resume_unwind(panic)))
@@ -89,6 +89,6 @@ impl Run<'_> {
         }
         // When CRIU fails it lets go of the processes before they are frozen again.
         let draft = files.into_draft(staging)?;
-        capture(draft, &rw::Outset::of(rw)).map(|files| (taken, Some(files)))
+        capture(draft, rw::Outset::of(rw)).map(|files| (taken, Some(files)))
     }
 }

@@ -96,22 +96,23 @@ pub fn capture(
     host: &Host,
     still: &Still,
     draft: Option<Draft>,
-    (rw, outset): (&RwLayer, &Outset),
+    (rw, outset): (&RwLayer, Outset),
     how: Compression,
     staging: &Staging,
 ) -> Result<Captured> {
     let mut beside = staging.sparse("beside.tar")?;
+    let tmp = outset.tmp.as_ref().map(|(meta, _)| meta.clone());
     let write = |sink: &mut dyn Sink| {
         let packer = Packer::into_sink(sink, judge).with_beside(&mut beside);
-        let mut packer =
-            outset.listed().fold(packer, |packer, (meta, names)| packer.with_listed(meta.clone(), names.clone()));
+        let listed = outset.root.into_iter().chain(outset.tmp);
+        let mut packer = listed.fold(packer, |packer, (meta, names)| packer.with_listed(meta, names));
         pack(rw, &mut packer)?;
         packer.finish()
     };
     let (tar, summary) = match (draft, still.task(), watched(rw)?) {
         (Some(mut draft), Some(task), Some(root)) => {
             draft.doubt.look(&Watch { host, task, root: Some(&root), everyone: false });
-            let before = outset.tmp.as_ref().map(|(meta, _)| (TMP, meta));
+            let before = tmp.as_ref().map(|meta| (TMP, meta));
             // Two trees are walked side by side, whatever was touched.
             let probe = (!matches!(rw, RwLayer::Trees { .. })).then_some(Probe { root: &root, before });
             draft.catch_up(staging, probe, write)?
@@ -147,10 +148,6 @@ impl Outset {
             Some((node.meta, names))
         };
         Self { root: root.and_then(seen), tmp: tmp.and_then(seen) }
-    }
-
-    fn listed(&self) -> impl Iterator<Item = &(Meta, Vec<Vec<u8>>)> {
-        self.root.iter().chain(&self.tmp)
     }
 }
 

@@ -71,8 +71,8 @@ pub struct Packer<'a> {
     buf: Vec<u8>,
     /// Passed over as if it were not there.
     ignored: Option<FileId>,
-    /// Directories that were looked at before, with the names that they had.
-    listed: Vec<(Meta, Vec<Vec<u8>>)>,
+    /// Directories that were looked at before, with the names that they had, until they are asked for.
+    listed: Vec<(Meta, Option<Vec<Vec<u8>>>)>,
     /// The header at hand lacks an attribute.
     is_lacking: bool,
     summary: Summary,
@@ -182,21 +182,21 @@ impl<'a> Packer<'a> {
 
     /// Believes that the directory `dir` has these names, in order, and no others; and these times.
     pub fn with_listed(mut self, dir: Meta, names: Vec<Vec<u8>>) -> Self {
-        self.listed.push((dir, names));
+        self.listed.push((dir, Some(names)));
         self
     }
 
     /// The names in `dir`, which is `id`.
-    pub(super) fn names(&self, id: FileId, dir: &Dir) -> io::Result<Vec<Vec<u8>>> {
-        self.listed
-            .iter()
-            .find(|(listed, _)| listed.id == id)
-            .map_or_else(|| dir.names(), |(_, names)| Ok(names.clone()))
+    pub(super) fn names(&mut self, id: FileId, dir: &Dir) -> io::Result<Vec<Vec<u8>>> {
+        // There may be millions: they are not had twice. No directory is listed twice.
+        let before = self.listed.iter_mut().find(|(listed, _)| listed.id == id).and_then(|(_, names)| names.take());
+        before.map_or_else(|| dir.names(), Ok)
     }
 
     /// What the inode said when it was listed.
     fn as_listed(&self, now: &Meta) -> Meta {
-        let times = |(dir, _): &(Meta, _)| Meta { mtime: dir.mtime, ctime: dir.ctime, atime: dir.atime, ..now.clone() };
+        let times =
+            |(dir, _): &(Meta, Option<_>)| Meta { mtime: dir.mtime, ctime: dir.ctime, atime: dir.atime, ..now.clone() };
         self.listed.iter().find(|(dir, _)| dir.id == now.id).map_or_else(|| now.clone(), times)
     }
 
