@@ -82,8 +82,8 @@ fn text(field: &[u8]) -> OsString {
     OsStr::from_bytes(&unescape(field)).to_owned()
 }
 
-/// Space, tab, newline and backslash stand as three octal digits.
-fn unescape(field: &[u8]) -> Vec<u8> {
+/// Space, tab, newline and backslash stand as three octal digits, here and wherever the kernel tells paths so (`seq_file`).
+pub fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let [first, tail @ ..] = rest {

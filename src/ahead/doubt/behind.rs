@@ -185,21 +185,9 @@ fn user_files(info: &[u8]) -> Option<Vec<Vec<u8>>> {
     let path = |line: &[u8]| {
         let colon = line.iter().position(|&b| b == b':')?;
         let (number, path) = (line.get(..colon)?.trim_ascii(), line.get(colon + 1..)?.trim_ascii_start());
-        (!number.is_empty() && number.iter().all(u8::is_ascii_digit)).then(|| unescaped(path))
+        (!number.is_empty() && number.iter().all(u8::is_ascii_digit)).then(|| mounts::unescape(path))
     };
     Some(lines.map_while(path).filter(|path| path != b"<none>").collect())
-}
-
-/// `seq_file` writes bytes that would be taken for something else in octal, and the backslash, too.
-fn unescaped(text: &[u8]) -> Vec<u8> {
-    let (mut out, mut rest) = (Vec::with_capacity(text.len()), text);
-    while let Some((first, more)) = rest.split_first() {
-        let digits = more.get(..3).filter(|_| *first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
-        let byte = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        out.push(byte.unwrap_or(*first));
-        rest = if byte.is_some() { &more[3..] } else { more };
-    }
-    out
 }
 
 #[cfg(test)]
