@@ -198,8 +198,7 @@ mod tests {
         plain
     }
 
-    /// What cannot be compressed, text, and runs, of every length that is near to one where something changes. One after
-    /// another: another test weighs this process.
+    /// What cannot be compressed, text, and runs, of every length that is near to one where something changes.
     fn segments() -> impl Iterator<Item = Vec<u8>> {
         let mut state = 7_u64;
         let mut noise = move || {

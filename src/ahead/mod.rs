@@ -209,7 +209,7 @@ mod tests {
         }
     }
 
-    /// The digest of the tar as it is written without segments. It is not kept: another test weighs this process.
+    /// The digest of the tar as it is written without segments.
     fn streamed(root: &Path) -> Digest {
         let mut tar = Hashing(Hasher::default());
         let mut packer = Packer::new(&mut tar, |_| Held::Kept);
