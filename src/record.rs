@@ -45,14 +45,24 @@ pub fn uvarint(bytes: &[u8]) -> Result<u64, Corrupt> {
 
 /// A string, empty when absent.
 pub fn text(bucket: &Bucket<'_>, key: &str) -> Result<String, Corrupt> {
-    let bytes = bucket.value(key)?.unwrap_or_default();
+    as_text(bucket.get(key.as_bytes())?)
+}
+
+/// What was found under a key, as a string; empty when nothing was.
+pub fn as_text(found: Option<Item<'_>>) -> Result<String, Corrupt> {
+    let bytes = found.and_then(Item::value).unwrap_or_default();
     std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| Corrupt { at: 0, why: "a text is not UTF-8" })
 }
 
 /// A bucket of texts (`labels`, `annotations`), empty when absent.
 pub fn texts(bucket: &Bucket<'_>, key: &str) -> Result<BTreeMap<String, String>, Corrupt> {
+    as_texts(bucket.get(key.as_bytes())?)
+}
+
+/// What was found under a key, as a bucket of texts; empty when nothing was.
+pub fn as_texts(found: Option<Item<'_>>) -> Result<BTreeMap<String, String>, Corrupt> {
     let mut all = BTreeMap::new();
-    for entry in bucket.bucket(key)?.iter().flat_map(Bucket::iter) {
+    for entry in found.and_then(Item::bucket).iter().flat_map(Bucket::iter) {
         if let (name, Item::Value(value)) = entry? {
             all.insert(String::from_utf8_lossy(name).into_owned(), String::from_utf8_lossy(value).into_owned());
         }

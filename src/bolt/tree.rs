@@ -50,6 +50,18 @@ pub enum Item<'d> {
     Bucket(Bucket<'d>),
 }
 
+impl<'d> Item<'d> {
+    /// The bucket, if it is one.
+    pub fn bucket(self) -> Option<Bucket<'d>> {
+        if let Self::Bucket(bucket) = self { Some(bucket) } else { None }
+    }
+
+    /// The bytes, if it is no bucket.
+    pub fn value(self) -> Option<&'d [u8]> {
+        if let Self::Value(value) = self { Some(value) } else { None }
+    }
+}
+
 type Element<'d> = (&'d [u8], Item<'d>);
 
 impl<'a> Db<'a> {
@@ -251,20 +263,35 @@ impl<'d> Bucket<'d> {
         Ok(None)
     }
 
+    /// What stands under each of `keys`, which are in order: of a leaf in a file that is whole, in one walk.
+    pub fn each_of<const N: usize>(&self, keys: [&str; N]) -> Result<[Option<Item<'d>>; N], Corrupt> {
+        let mut found = [None; N];
+        let mut wanted = found.iter_mut().zip(keys).peekable();
+        let is_whole = self.db.reading.is_some_and(|reading| reading.damage.is_empty());
+        if let Some(page) = self.root_page()?.filter(|page| is_whole && page.flags != BRANCH && keys.is_sorted()) {
+            for i in 0..page.count {
+                let leaf = page.leaf(i)?;
+                while wanted.next_if(|(_, key)| key.as_bytes() < leaf.key).is_some() {}
+                if let Some((place, _)) = wanted.next_if(|(_, key)| key.as_bytes() == leaf.key) {
+                    *place = Some(self.item(page, i, self.origin)?.1);
+                }
+            }
+            return Ok(found);
+        }
+        for (place, key) in wanted {
+            *place = self.get(key.as_bytes())?;
+        }
+        Ok(found)
+    }
+
     /// The bucket under `key`, if there is one.
     pub fn bucket(&self, key: impl AsRef<[u8]>) -> Result<Option<Bucket<'d>>, Corrupt> {
-        Ok(self.get(key.as_ref())?.and_then(|item| match item {
-            Item::Bucket(bucket) => Some(bucket),
-            Item::Value(_) => None,
-        }))
+        Ok(self.get(key.as_ref())?.and_then(Item::bucket))
     }
 
     /// The bytes under `key`, if they are no bucket.
     pub fn value(&self, key: impl AsRef<[u8]>) -> Result<Option<&'d [u8]>, Corrupt> {
-        Ok(self.get(key.as_ref())?.and_then(|item| match item {
-            Item::Value(value) => Some(value),
-            Item::Bucket(_) => None,
-        }))
+        Ok(self.get(key.as_ref())?.and_then(Item::value))
     }
 
     /// All entries in key order. What cannot be read comes as an error, and the walk goes on behind it.

@@ -8,7 +8,7 @@
 //!
 //! Docker keeps names elsewhere: see [`super::docker`].
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, iter};
 
 use serde::{Deserialize, Serialize};
 
@@ -159,17 +159,15 @@ impl Pod {
     }
 }
 
-/// What people call the container, the most usual first; none may be empty.
-pub fn names(container: &Container, pod: Option<&Pod>) -> Vec<String> {
-    let label = |key: &str| container.labels.get(key).map(String::as_str).filter(|value| !value.is_empty());
-    let mut names = Vec::new();
-    if let Some(pod) = pod {
-        names.extend([pod.human_name(), format!("{}/{}", pod.namespace, pod.human_name())]);
-    }
-    names.extend(label("nerdctl/name").map(str::to_owned));
-    names.extend(compose_name(&container.labels));
-    names.dedup();
-    names
+/// What people call the container, the most usual first; none may be empty. Each is made when it is asked for.
+pub fn names<'c>(container: &'c Container, pod: Option<&'c Pod>) -> impl Iterator<Item = String> + use<'c> {
+    let label = |key: &str| container.labels.get(key).filter(|value| !value.is_empty());
+    let of_pod = pod.into_iter().flat_map(|pod| {
+        let in_namespace = || format!("{}/{}", pod.namespace, pod.human_name());
+        iter::once_with(|| pod.human_name()).chain(iter::once_with(in_namespace))
+    });
+    let of_nerdctl = iter::once_with(move || label("nerdctl/name").cloned()).flatten();
+    of_pod.chain(of_nerdctl).chain(iter::once_with(|| compose_name(&container.labels)).flatten())
 }
 
 /// `project/service`, as compose labels the containers it makes.

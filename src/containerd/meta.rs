@@ -15,7 +15,7 @@ use jiff::Timestamp;
 
 use super::schema;
 use crate::{
-    bolt::{self, Bucket, Reading},
+    bolt::{self, Bucket, Item, Reading},
     corrupt::Corrupt,
     digest::Digest,
     error::{Error, In, Result},
@@ -309,22 +309,24 @@ fn containers<'d>(v1: Bucket<'d>) -> impl Iterator<Item = Result<Found<'d>, Corr
 
 /// The record in a bucket of the database whose bytes are `file`.
 fn container(namespace: &[u8], id: &[u8], record: &Bucket<'_>, file: &Bytes) -> Result<Container, Corrupt> {
-    let runtime = record.bucket("runtime")?;
+    let [created_at, image, labels, runtime, snapshot_key, snapshotter, spec] =
+        record.each_of(["createdat", "image", "labels", "runtime", "snapshotKey", "snapshotter", "spec"])?;
+    let (runtime, created_at) = (runtime.and_then(Item::bucket), created_at.and_then(Item::value));
     // No container is without both: then nothing of it is left but its name.
-    if runtime.is_none() && record.value("createdat")?.is_none() {
+    if runtime.is_none() && created_at.is_none() {
         return Err(Corrupt { at: 0, why: "nothing of a container's record can be read" });
     }
-    let bytes = |bucket: &Bucket<'_>, key: &str| Ok(bucket.value(key)?.unwrap_or_default().to_vec());
+    let [name, options] = runtime.map_or(Ok([None; 2]), |runtime| runtime.each_of(["name", "options"]))?;
     Ok(Container {
         name: ContainerRef { namespace: identifier(namespace)?, id: identifier(id)? },
-        image: record::text(record, "image")?,
-        snapshotter: record::text(record, "snapshotter")?,
-        snapshot_key: SnapshotKey(record::text(record, "snapshotKey")?),
-        runtime: runtime.as_ref().map_or(Ok(String::new()), |r| record::text(r, "name"))?,
-        runtime_options: runtime.as_ref().map_or(Ok(Vec::new()), |r| bytes(r, "options"))?,
-        spec: file.slice_ref(record.value("spec")?.unwrap_or_default()),
-        labels: record::texts(record, "labels")?,
-        created_at: record.value("createdat")?.and_then(|bytes| record::time(bytes).ok()),
+        image: record::as_text(image)?,
+        snapshotter: record::as_text(snapshotter)?,
+        snapshot_key: SnapshotKey(record::as_text(snapshot_key)?),
+        runtime: record::as_text(name)?,
+        runtime_options: options.and_then(Item::value).unwrap_or_default().to_vec(),
+        spec: file.slice_ref(spec.and_then(Item::value).unwrap_or_default()),
+        labels: record::as_texts(labels)?,
+        created_at: created_at.and_then(|bytes| record::time(bytes).ok()),
         origin: record.origin.into(),
     })
 }

@@ -4,6 +4,7 @@ use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap},
     panic::resume_unwind,
+    sync::Arc,
     thread,
 };
 
@@ -44,7 +45,7 @@ pub enum Status {
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
     /// The store that has it: containerd's persistent directory.
-    pub store: String,
+    pub store: Arc<str>,
     /// containerd's namespace.
     pub namespace: String,
     /// The container's id.
@@ -56,7 +57,7 @@ pub struct Row {
     pub names: Vec<String>,
     /// Its place in a pod.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub pod: Option<Pod>,
+    pub pod: Option<Box<Pod>>,
     /// The image's name; may be empty.
     pub image: String,
     /// The snapshotter; may be empty.
@@ -83,8 +84,8 @@ fn rfc3339<S: Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S::Ok
 /// How much of each container is looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
-    /// All but a pod's sandbox, and how often a container was made in it: these stand in documents of CRI, which for a hundred
-    /// thousand containers take longer to read than all else.
+    /// What a table shows. A pod's sandbox, and how often a container was made in it, stand in documents of CRI, which for a
+    /// hundred thousand containers take longer to read than all else.
     Line,
     /// All.
     All,
@@ -101,7 +102,7 @@ pub fn list(store: &Store, filter: &Filter, detail: Detail) -> Result<(Vec<Row>,
     let shares = store.shares(thread::available_parallelism().map_or(1, usize::from));
     let listings: Vec<Result<Listing>> = thread::scope(|scope| {
         let each = |share| {
-            let mut listing = Listing::new(store, filter, &sandboxes, in_full);
+            let mut listing = Listing::new(store, filter, &sandboxes, (in_full, detail));
             scope.spawn(move || {
                 store.for_each_container_of(share, |record| listing.add(record))?;
                 Ok(listing)
@@ -134,6 +135,9 @@ struct Listing<'a> {
     filter: &'a Filter,
     sandboxes: &'a HashMap<String, BTreeMap<String, String>>,
     in_full: bool,
+    /// What the rows tell is more than a line of a table.
+    detail: Detail,
+    name: Arc<str>,
     /// What is there of tasks, of the namespace of the last record.
     traces: Option<Traces>,
     rows: Vec<Row>,
@@ -145,9 +149,10 @@ impl<'a> Listing<'a> {
         store: &'a Store,
         filter: &'a Filter,
         sandboxes: &'a HashMap<String, BTreeMap<String, String>>,
-        in_full: bool,
+        (in_full, detail): (bool, Detail),
     ) -> Self {
-        Self { store, filter, sandboxes, in_full, traces: None, rows: Vec::new(), errors: Vec::new() }
+        let (traces, rows, errors) = (None, Vec::new(), Vec::new());
+        Self { store, filter, sandboxes, in_full, detail, name: name(&store.host), traces, rows, errors }
     }
 
     fn add(&mut self, record: Result<Container>) {
@@ -165,9 +170,13 @@ impl<'a> Listing<'a> {
         });
         let sandbox = who.pod.as_ref().and_then(|pod| self.sandboxes.get(pod.sandbox.as_ref()?));
         if self.filter.admits(&who, sandbox) {
-            let (host, Identity { pod, names, .. }) = (&self.store.host, who);
+            let (host, Identity { mut pod, mut names, .. }) = (&self.store.host, who);
             let (task, error) = if self.may_have_task(&record) { task(host, &record) } else { NO_TASK };
-            self.rows.push(row(host, record, (pod, names), task));
+            if self.detail == Detail::Line {
+                names.truncate(1);
+                pod = None;
+            }
+            self.rows.push(row(self.name.clone(), record, (pod, names), task));
             self.errors.extend(error);
         }
     }
@@ -182,15 +191,16 @@ impl<'a> Listing<'a> {
 
 /// Removed containers whose records are still found in pages that are free.
 pub fn deleted(store: &Store, filter: &Filter) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
+    let (mut rows, name) = (Vec::new(), name(&store.host));
     store.for_each_deleted(|record| {
         // Nothing but the record is left of it, and what is in its place now is another's.
         let pod = identity::pod(&record, None);
-        let names = identity::names(&record, pod.as_ref());
+        let mut names: Vec<_> = identity::names(&record, pod.as_ref()).collect();
+        names.dedup();
         let who = Identity { pod, names, labels: Cow::Borrowed(&record.labels) };
         if filter.namespace.as_ref().is_none_or(|ns| *ns == record.name.namespace) && filter.admits(&who, None) {
             let Identity { pod, names, .. } = who;
-            rows.push(row(&store.host, record, (pod, names), (Status::None, None)));
+            rows.push(row(name.clone(), record, (pod, names), (Status::None, None)));
         }
     })?;
     Ok(rows)
@@ -217,13 +227,18 @@ fn task(host: &Host, record: &Container) -> (Task, Option<Error>) {
     status(host, record).unwrap_or_else(|e| ((Status::None, None), Some(e)))
 }
 
-fn row(host: &Host, record: Container, (pod, names): (Option<Pod>, Vec<String>), (status, pid): Task) -> Row {
+/// What a store is called in a list.
+fn name(host: &Host) -> Arc<str> {
+    host.root.display().to_string().into()
+}
+
+fn row(store: Arc<str>, record: Container, (pod, names): (Option<Pod>, Vec<String>), (status, pid): Task) -> Row {
     let mut names = names.into_iter();
     Row {
-        store: host.root.display().to_string(),
+        store,
         name: names.next().unwrap_or_default(),
         names: names.collect(),
-        pod,
+        pod: pod.map(Box::new),
         namespace: record.name.namespace.into(),
         id: record.name.id.into(),
         image: record.image,

@@ -33,16 +33,21 @@ impl Identity<'_> {
 pub fn is<'c>(store: &Store, container: &'c Container) -> Result<Identity<'c>> {
     let extension = identity::cri_extension(&container.labels);
     let cri = extension.map(|name| store.extension(&container.name, name)).transpose()?.flatten();
-    named(store, container, identity::pod(container, cri.as_deref()))
+    let pod = identity::pod(container, cri.as_deref());
+    let mut names: Vec<_> = identity::names(container, pod.as_ref()).collect();
+    names.dedup();
+    named(store, container, pod, names)
 }
 
-/// The same without what CRI keeps beside the labels: of its place in a pod all but which sandbox, and how often it was made.
+/// The same for one line of a table: its first name, and of its place in a pod what the labels say, which is all but the
+/// sandbox, and how often it was made.
 pub fn is_by_labels<'c>(store: &Store, container: &'c Container) -> Result<Identity<'c>> {
-    named(store, container, identity::pod_by_labels(container))
+    let pod = identity::pod_by_labels(container);
+    let first = identity::names(container, pod.as_ref()).next();
+    named(store, container, pod, first.into_iter().collect())
 }
 
-fn named<'c>(store: &Store, container: &'c Container, pod: Option<Pod>) -> Result<Identity<'c>> {
-    let names = identity::names(container, pod.as_ref());
+fn named<'c>(store: &Store, container: &'c Container, pod: Option<Pod>, names: Vec<String>) -> Result<Identity<'c>> {
     let mut who = Identity { names, pod, labels: Cow::Borrowed(&container.labels) };
     if let Some(docker) = store.docker(container)? {
         who.names.insert(0, docker.name);
