@@ -172,11 +172,36 @@ mod quick {
         len + 5 * (len / 65535 + 1) + 18
     }
 
-    /// Level 3 compresses as zlib's first level does, in a quarter of the time. It takes 340 KiB while it works, and leaves
-    /// none.
+    /// Text is compressed by level 1, which takes two thirds of the time of level 3; of programs it makes a fortieth more than
+    /// zlib's first level does, which level 3 does not. Level 3 takes 340 KiB while it works, and leaves none.
     pub fn pressed(bytes: &[u8], out: &mut Bytes) -> io::Result<usize> {
-        let done = compress_into(bytes, out.room(bound(bytes.len())), CompressionLevel::Three, Codec::Gzip);
+        let level = if is_text(bytes) { CompressionLevel::One } else { CompressionLevel::Three };
+        let done = compress_into(bytes, out.room(bound(bytes.len())), level, Codec::Gzip);
         done.map_err(|e| io::Error::other(format!("ISA-L: {e}")))
+    }
+
+    /// True if few bytes are none that a text of ASCII has, as far as a sample shows. Zeros fill the gaps of a tar.
+    fn is_text(bytes: &[u8]) -> bool {
+        // Prime to the lengths of which records are.
+        let sample = || bytes.iter().step_by(61).filter(|byte| **byte != 0);
+        let strange = sample().filter(|byte| !matches!(byte, b'\t'..=b'\r' | b' '..=b'~')).count();
+        strange * 16 < sample().count()
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::is_text;
+
+        #[test]
+        fn a_tar_of_texts_is_text_and_a_program_is_none() {
+            let text =
+                [&b"fn main() {}\r\n\tgreetings to K\xc3\xb6ln, and so on, for a line or two\n"[..], &[0; 900]].concat();
+            assert!(is_text(&text.repeat(50)));
+            let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+            let share = program.chunks_exact(1 << 18).filter(|segment| !is_text(segment)).count();
+            assert!(share > 3, "{share}");
+            assert!(!is_text(&[]) && !is_text(&[0; 4096]));
+        }
     }
 }
 
