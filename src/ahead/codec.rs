@@ -194,8 +194,8 @@ mod quick {
 
         #[test]
         fn a_tar_of_texts_is_text_and_a_program_is_none() {
-            let text =
-                [&b"fn main() {}\r\n\tgreetings to K\xc3\xb6ln, and so on, for a line or two\n"[..], &[0; 900]].concat();
+            let text = [&b"fn main() {}\r\n\tgreetings to K\xc3\xb6ln, and so on, for a line or two\n"[..], &[0; 900]]
+                .concat();
             assert!(is_text(&text.repeat(50)));
             let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
             let share = program.chunks_exact(1 << 18).filter(|segment| !is_text(segment)).count();

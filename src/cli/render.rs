@@ -1,6 +1,6 @@
 //! Text for people: tables, sizes, and names of any bytes made safe for a terminal.
 
-use std::{borrow::Cow, io::Write};
+use std::{borrow::Cow, io::Write, panic::resume_unwind, thread};
 
 use dewar::error::{At, Result};
 
@@ -9,7 +9,7 @@ pub type Cells<'r, const N: usize> = [Cow<'r, str>; N];
 
 /// A table with a head, its columns as wide as their widest cell; the first `left_out` columns are not shown. `cells` makes a
 /// line of a row, twice: a hundred thousand are not kept.
-pub fn table<R, const N: usize>(
+pub fn table<R: Sync, const N: usize>(
     out: &mut dyn Write,
     left_out: usize,
     head: [&str; N],
@@ -17,24 +17,55 @@ pub fn table<R, const N: usize>(
     cells: for<'r> fn(&'r R) -> Cells<'r, N>,
 ) -> Result<()> {
     let mut widths = head.map(str::len);
-    for row in rows {
-        widths.iter_mut().zip(cells(row)).for_each(|(width, cell)| *width = width_of(&cell).max(*width));
+    let widest = |rows: &[R]| rows.iter().fold([0; N], |widths, row| wider(widths, cells(row).map(|c| width_of(&c))));
+    for share in shared(rows, widest) {
+        widths = wider(widths, share);
     }
-    let mut text = String::new();
-    for row in std::iter::once(head.map(Cow::Borrowed)).chain(rows.iter().map(cells)) {
-        for (cell, width) in row.iter().zip(widths).skip(left_out) {
-            text.push_str(cell);
-            text.extend(std::iter::repeat_n(' ', width - width_of(cell) + 2));
-        }
-        text.truncate(text.trim_end().len());
-        text.push('\n');
-        // Many lines at a time: there may be a hundred thousand.
-        if text.len() > 1 << 16 {
-            out.write_all(text.as_bytes()).at("write", "stdout")?;
-            text.clear();
-        }
+    let text = |rows: &[R]| {
+        let mut text = String::new();
+        rows.iter().for_each(|row| line(&mut text, left_out, widths, &cells(row)));
+        text
+    };
+    let mut first = String::new();
+    line(&mut first, left_out, widths, &head.map(Cow::Borrowed));
+    out.write_all(first.as_bytes()).at("write", "stdout")?;
+    // Many lines at a time, but not all: there may be a hundred thousand.
+    for some in rows.chunks(AT_ONCE) {
+        shared(some, text).iter().try_for_each(|text| out.write_all(text.as_bytes())).at("write", "stdout")?;
     }
-    out.write_all(text.as_bytes()).at("write", "stdout")
+    Ok(())
+}
+
+/// So many rows are made into text at once.
+const AT_ONCE: usize = 1 << 14;
+
+/// Fewer are not worth a thread.
+const FEW: usize = 1 << 10;
+
+/// What `work` makes of the rows, each core with a share of them; in order.
+fn shared<R: Sync, T: Send>(rows: &[R], work: impl Fn(&[R]) -> T + Sync) -> Vec<T> {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let length = rows.len().div_ceil(cores).max(FEW);
+    if rows.len() <= length {
+        return vec![work(rows)];
+    }
+    thread::scope(|scope| {
+        let threads: Vec<_> = rows.chunks(length).map(|share| scope.spawn(|| work(share))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    })
+}
+
+fn wider<const N: usize>(one: [usize; N], other: [usize; N]) -> [usize; N] {
+    std::array::from_fn(|n| one[n].max(other[n]))
+}
+
+fn line<const N: usize>(text: &mut String, left_out: usize, widths: [usize; N], row: &Cells<'_, N>) {
+    for (cell, width) in row.iter().zip(widths).skip(left_out) {
+        text.push_str(cell);
+        text.extend(std::iter::repeat_n(' ', width - width_of(cell) + 2));
+    }
+    text.truncate(text.trim_end().len());
+    text.push('\n');
 }
 
 fn width_of(cell: &str) -> usize {

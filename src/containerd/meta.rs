@@ -216,10 +216,12 @@ impl MetaDb {
 
     /// The same for one share of the records.
     pub fn for_each_container_of(&self, share: Share, mut each: impl FnMut(Result<Container>)) -> Result<()> {
+        // Counted by itself: the threads that have a share each do not wait for one another's count.
+        let file = Bytes::from_owner(self.bytes.clone());
         self.with(|v1| {
             let all = containers(v1).enumerate().skip(share.first).take_while(|(n, _)| !share.is_before(*n));
             all.for_each(|(_, found)| {
-                let record = found.and_then(|(namespace, id, record)| container(namespace, id, &record, &self.bytes));
+                let record = found.and_then(|(namespace, id, record)| container(namespace, id, &record, &file));
                 each(record.within(&self.path));
             });
             Ok(())

@@ -107,15 +107,33 @@ fn many_records_are_listed_soon_and_in_little_memory() {
     assert_eq!(listed[0]["pod"]["sandbox"], format!("{:064x}", 0), "the extension is read");
     assert!(ids.is_sorted() && ids.iter().enumerate().all(|(n, id)| id.starts_with(&format!("{n:08x}"))));
 
+    let table = String::from_utf8(sandbox.dewar(&["ls"]).exits(0).stdout.clone()).unwrap();
+    let at = table.find("ID").unwrap();
+    let shown = table.lines().skip(1).map(|line| line[at..].split(' ').next().unwrap());
+    assert!(shown.eq(ids.iter().copied()), "all of them, in order, each in its column");
+
+    // What was just written is not to be written back meanwhile.
+    std::fs::File::open(&path).unwrap().sync_all().unwrap();
+    let mut took: Vec<Duration> = (0..RUNS).map(|_| timed_ls(&sandbox, size)).collect();
+    took.sort();
+    eprintln!("{records} records, {} MiB: ls took {took:?}", size >> 20);
+    if !cfg!(debug_assertions) {
+        let median = took[RUNS / 2];
+        assert!(median < Duration::from_millis(500).max(Duration::from_micros(5 * records)), "{took:?}");
+    }
+}
+
+/// How often it is timed.
+const RUNS: usize = 5;
+
+/// The time that `ls` takes; it may have no more memory than this.
+fn timed_ls(sandbox: &Sandbox, size: u64) -> Duration {
     let started = Instant::now();
     let mut child = sandbox.command(&["ls"]).stdout(Stdio::null()).spawn().unwrap();
     let (_, used) = wait4(&mut child);
     let took = started.elapsed();
-    eprintln!("{records} records, {} MiB: ls took {took:?} and {} MiB", size >> 20, used >> 20);
-    if !cfg!(debug_assertions) {
-        assert!(took < Duration::from_millis(500).max(Duration::from_micros(5 * records)), "{took:?}");
-    }
     assert!(used < 2 * size + (16 << 20), "{used} bytes for a file of {size}");
+    took
 }
 
 /// What the table does not show is not looked up for it; it shows no less for that, nor is less of a damaged database told.
