@@ -72,8 +72,9 @@ const POD_HEAD: [&str; 8] = ["STORE", "POD", "CONTAINER", "ATTEMPT", "ID", "IMAG
 
 fn cells(row: &Row) -> Cells<'_, 8> {
     let [status, pid] = state(row);
-    let [namespace, id, name, image] = [&row.namespace, &row.id, &row.name, &row.image].map(|text| filled(text));
-    [filled(&row.store), namespace, id, name, image, filled(&row.snapshotter), status, pid]
+    let [store, namespace, image, snapshotter] =
+        [&row.store, &row.namespace, &row.image, &row.snapshotter].map(|text| filled(text));
+    [store, namespace, filled(&row.id), filled(&row.name), image, snapshotter, status, pid]
 }
 
 /// A sandbox stands before the containers of its pod. All rows here are of some pod.

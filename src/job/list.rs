@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     panic::resume_unwind,
     sync::Arc,
     thread,
@@ -47,7 +47,7 @@ pub struct Row {
     /// The store that has it: containerd's persistent directory.
     pub store: Arc<str>,
     /// containerd's namespace.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// The container's id.
     pub id: String,
     /// `pod/container`, or the name that nerdctl or Docker gave; may be empty.
@@ -59,9 +59,9 @@ pub struct Row {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<Box<Pod>>,
     /// The image's name; may be empty.
-    pub image: String,
+    pub image: Arc<str>,
     /// The snapshotter; may be empty.
-    pub snapshotter: String,
+    pub snapshotter: Arc<str>,
     /// How its task is.
     pub status: Status,
     /// The first process, while it lives.
@@ -137,7 +137,7 @@ struct Listing<'a> {
     in_full: bool,
     /// What the rows tell is more than a line of a table.
     detail: Detail,
-    name: Arc<str>,
+    texts: Texts,
     /// What is there of tasks, of the namespace of the last record.
     traces: Option<Traces>,
     rows: Vec<Row>,
@@ -151,8 +151,8 @@ impl<'a> Listing<'a> {
         sandboxes: &'a HashMap<String, BTreeMap<String, String>>,
         (in_full, detail): (bool, Detail),
     ) -> Self {
-        let (traces, rows, errors) = (None, Vec::new(), Vec::new());
-        Self { store, filter, sandboxes, in_full, detail, name: name(&store.host), traces, rows, errors }
+        let (texts, traces, rows, errors) = (Texts::of(&store.host), None, Vec::new(), Vec::new());
+        Self { store, filter, sandboxes, in_full, detail, texts, traces, rows, errors }
     }
 
     fn add(&mut self, record: Result<Container>) {
@@ -176,7 +176,7 @@ impl<'a> Listing<'a> {
                 names.truncate(1);
                 pod = None;
             }
-            self.rows.push(row(self.name.clone(), record, (pod, names), task));
+            self.rows.push(row(&mut self.texts, record, (pod, names), task));
             self.errors.extend(error);
         }
     }
@@ -191,7 +191,7 @@ impl<'a> Listing<'a> {
 
 /// Removed containers whose records are still found in pages that are free.
 pub fn deleted(store: &Store, filter: &Filter) -> Result<Vec<Row>> {
-    let (mut rows, name) = (Vec::new(), name(&store.host));
+    let (mut rows, mut texts) = (Vec::new(), Texts::of(&store.host));
     store.for_each_deleted(|record| {
         // Nothing but the record is left of it, and what is in its place now is another's.
         let pod = identity::pod(&record, None);
@@ -200,7 +200,7 @@ pub fn deleted(store: &Store, filter: &Filter) -> Result<Vec<Row>> {
         let who = Identity { pod, names, labels: Cow::Borrowed(&record.labels) };
         if filter.namespace.as_ref().is_none_or(|ns| *ns == record.name.namespace) && filter.admits(&who, None) {
             let Identity { pod, names, .. } = who;
-            rows.push(row(name.clone(), record, (pod, names), (Status::None, None)));
+            rows.push(row(&mut texts, record, (pod, names), (Status::None, None)));
         }
     })?;
     Ok(rows)
@@ -227,22 +227,38 @@ fn task(host: &Host, record: &Container) -> (Task, Option<Error>) {
     status(host, record).unwrap_or_else(|e| ((Status::None, None), Some(e)))
 }
 
-/// What a store is called in a list.
-fn name(host: &Host) -> Arc<str> {
-    host.root.display().to_string().into()
+/// What many rows have in common, held once: the store's name, those of namespaces, images and snapshotters.
+struct Texts {
+    store: Arc<str>,
+    all: HashSet<Arc<str>>,
 }
 
-fn row(store: Arc<str>, record: Container, (pod, names): (Option<Pod>, Vec<String>), (status, pid): Task) -> Row {
+impl Texts {
+    fn of(host: &Host) -> Self {
+        Self { store: host.root.display().to_string().into(), all: HashSet::new() }
+    }
+
+    fn get(&mut self, text: &str) -> Arc<str> {
+        if let Some(known) = self.all.get(text) {
+            return known.clone();
+        }
+        let new: Arc<str> = text.into();
+        self.all.insert(new.clone());
+        new
+    }
+}
+
+fn row(texts: &mut Texts, record: Container, (pod, names): (Option<Pod>, Vec<String>), (status, pid): Task) -> Row {
     let mut names = names.into_iter();
     Row {
-        store,
+        store: texts.store.clone(),
         name: names.next().unwrap_or_default(),
         names: names.collect(),
         pod: pod.map(Box::new),
-        namespace: record.name.namespace.into(),
+        namespace: texts.get(record.name.namespace.as_str()),
         id: record.name.id.into(),
-        image: record.image,
-        snapshotter: record.snapshotter,
+        image: texts.get(&record.image),
+        snapshotter: texts.get(&record.snapshotter),
         status,
         pid,
         created: record.created_at,
