@@ -376,6 +376,8 @@ fn image(name: &str, record: &Bucket<'_>) -> Result<Image, Corrupt> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     #[test]
@@ -387,6 +389,40 @@ mod tests {
                 |share: &Share| (0..records).filter(|n| *n >= share.first && !share.is_before(*n)).collect::<Vec<_>>();
             assert_eq!(all.iter().flat_map(has).collect::<Vec<_>>(), (0..records).collect::<Vec<_>>());
             assert!(all.iter().rev().skip(1).all(|share| !share.is_last()) && all[all.len() - 1].is_last());
+        }
+    }
+
+    #[test]
+    fn what_is_found_in_one_walk_is_what_is_found_key_by_key() {
+        const KEYS: [&str; 9] = ["a", "createdat", "image", "labels", "nothing", "runtime", "snapshotKey", "spec", "z"];
+        let told = |item: Option<Item<'_>>| {
+            item.map(|item| match item {
+                Item::Value(value) => value.to_vec(),
+                Item::Bucket(bucket) => bucket.iter().flat_map(|entry| entry.unwrap().0.to_vec()).collect(),
+            })
+        };
+        for release in ["1.6", "1.7", "2.1"] {
+            let path = format!("{}/fixtures/bolt/{release}.meta.db.gz", env!("CARGO_MANIFEST_DIR"));
+            let mut bytes = Vec::new();
+            flate2::read::GzDecoder::new(std::fs::File::open(&path).unwrap()).read_to_end(&mut bytes).unwrap();
+            let meta = MetaDb::of(path.into(), bytes).unwrap();
+            let mut records = 0;
+            meta.with(|v1| {
+                for (_, _, record) in containers(v1).map(Result::unwrap) {
+                    let found = record.each_of(KEYS)?.map(told);
+                    assert!(found[1].is_some() && found[7].is_some() && found[0].is_none() && found[8].is_none());
+                    assert_eq!(found, KEYS.map(|key| told(record.get(key.as_bytes()).unwrap())), "{release}");
+                    records += 1;
+                }
+                // Out of order.
+                assert_eq!(
+                    v1.each_of(["version", "k8s.io"])?.map(told)[0],
+                    v1.get(b"version")?.and_then(|v| told(Some(v)))
+                );
+                Ok(())
+            })
+            .unwrap();
+            assert!(records > 0, "{release}");
         }
     }
 }
