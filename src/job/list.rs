@@ -134,8 +134,9 @@ struct Listing<'a> {
     store: &'a Store,
     filter: &'a Filter,
     sandboxes: &'a HashMap<String, BTreeMap<String, String>>,
+    /// CRI's documents are read too.
     in_full: bool,
-    /// What the rows tell is more than a line of a table.
+    /// How much a row tells.
     detail: Detail,
     texts: Texts,
     /// What is there of tasks, of the namespace of the last record.
