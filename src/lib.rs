@@ -9,6 +9,7 @@ pub mod id;
 pub mod interrupt;
 pub mod ledger;
 pub mod name;
+pub mod shares;
 pub mod tally;
 // Floor 1: formats.
 pub mod bolt;

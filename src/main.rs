@@ -58,7 +58,7 @@ fn is_closed_pipe(error: &Error) -> bool {
 fn listen() -> Result<()> {
     use dewar::error::At;
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT]).at("listen to", "signals")?;
-    thread::spawn(move || {
+    let waiting = move || {
         let mut asked = false;
         for signal in signals.forever() {
             if asked {
@@ -67,6 +67,7 @@ fn listen() -> Result<()> {
             asked = true;
             interrupt::ask();
         }
-    });
+    };
+    thread::Builder::new().spawn(waiting).at("start", "a thread (is the limit of processes reached?)")?;
     Ok(())
 }

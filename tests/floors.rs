@@ -10,7 +10,7 @@ use std::{
 
 /// Every module of the library, on its floor.
 const FLOORS: [&[&str]; 5] = [
-    &["corrupt", "digest", "error", "id", "interrupt", "ledger", "name", "tally"],
+    &["corrupt", "digest", "error", "id", "interrupt", "ledger", "name", "shares", "tally"],
     &["bolt", "criu", "crypt", "elf", "evidence", "idmap", "oci", "pax", "procfs", "proto", "record", "timeline"],
     &["containerd", "host", "layout", "runtime", "snapshotter", "sparse", "tree"],
     &["ahead", "binds", "bundle", "dump", "freeze", "image", "raw", "rw", "volatile"],

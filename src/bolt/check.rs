@@ -7,14 +7,12 @@
 //! ```
 //! Facts: bbolt `db.go`, `tx_check.go`, `internal/freelist`.
 
-use std::{panic::resume_unwind, thread};
-
 use super::{
     page::{FREELIST, HEADER, Meta, Page, u16_at, u32_at, u64_at},
     tree::metas,
     walk::{MAX_NEST, Pages, Set},
 };
-use crate::corrupt::Corrupt;
+use crate::{corrupt::Corrupt, shares};
 
 /// More findings than this say nothing new, and a hostile file could have one for each of its bytes.
 const MAX_FINDINGS: usize = 10_000;
@@ -51,18 +49,11 @@ fn is_whole(file: &[u8], meta: &Meta) -> bool {
     let mut walk = Walk { later: Some(Vec::new()), ..Walk::new(file, meta) };
     walk.bucket(meta.root, 0);
     let later = walk.later.take().unwrap_or_default();
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let shares: Vec<Walk> = thread::scope(|scope| {
-        let share = |roots: &[u64]| {
-            let roots = roots.to_vec();
-            scope.spawn(move || {
-                let mut walk = Walk::new(file, meta);
-                roots.iter().for_each(|root| walk.bucket(*root, MANY));
-                walk
-            })
-        };
-        let threads: Vec<_> = later.chunks(later.len().div_ceil(cores).max(1)).map(share).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    let parts: Vec<&[u64]> = later.chunks(later.len().div_ceil(shares::cores()).max(1)).collect();
+    let shares = shares::of(&parts, |roots| {
+        let mut walk = Walk::new(file, meta);
+        roots.iter().for_each(|root| walk.bucket(*root, MANY));
+        walk
     });
     let is_sound = |walk: &Walk| walk.findings.is_empty() && walk.pages.contested.is_empty();
     let mut claimed = walk.pages.claimed.clone();

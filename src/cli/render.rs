@@ -1,8 +1,11 @@
 //! Text for people: tables, sizes, and names of any bytes made safe for a terminal.
 
-use std::{borrow::Cow, io::Write, panic::resume_unwind, thread};
+use std::{borrow::Cow, io::Write};
 
-use dewar::error::{At, Result};
+use dewar::{
+    error::{At, Result},
+    shares,
+};
 
 /// One line of a table.
 pub type Cells<'r, const N: usize> = [Cow<'r, str>; N];
@@ -44,15 +47,8 @@ const FEW: usize = 1 << 10;
 
 /// What `work` makes of the rows, each core with a share of them; in order.
 fn shared<R: Sync, T: Send>(rows: &[R], work: impl Fn(&[R]) -> T + Sync) -> Vec<T> {
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let length = rows.len().div_ceil(cores).max(FEW);
-    if rows.len() <= length {
-        return vec![work(rows)];
-    }
-    thread::scope(|scope| {
-        let threads: Vec<_> = rows.chunks(length).map(|share| scope.spawn(|| work(share))).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
-    })
+    let parts: Vec<&[R]> = rows.chunks(rows.len().div_ceil(shares::cores()).max(FEW)).collect();
+    shares::of(&parts, |share| work(share))
 }
 
 fn wider<const N: usize>(one: [usize; N], other: [usize; N]) -> [usize; N] {

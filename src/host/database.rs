@@ -111,10 +111,12 @@ fn fill(file: &File, bytes: &mut [u8]) -> io::Result<usize> {
     }
     let half = bytes.len() / 2;
     let (front, back) = bytes.split_at_mut(half);
-    let (front, back) = thread::scope(|scope| {
-        let back = scope.spawn(|| read_from(file, back, half as u64));
-        (read_from(file, front, 0), back.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    let read = thread::scope(|scope| {
+        // On a machine that has no thread to give, one reads it all.
+        let back = thread::Builder::new().spawn_scoped(scope, || read_from(file, back, half as u64)).ok()?;
+        Some((read_from(file, front, 0), back.join().unwrap_or_else(|panic| resume_unwind(panic))))
     });
+    let Some((front, back)) = read else { return read_from(file, bytes, 0) };
     let front = front?;
     // A file that was cut meanwhile has nothing behind the cut.
     if front < half { Ok(front) } else { Ok(half + back?) }

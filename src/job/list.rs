@@ -3,9 +3,7 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap, HashSet},
-    panic::resume_unwind,
     sync::Arc,
-    thread,
 };
 
 use jiff::Timestamp;
@@ -25,6 +23,7 @@ use crate::{
     error::{Error, Result},
     freeze,
     host::Host,
+    shares,
 };
 
 /// How a container's task is.
@@ -99,21 +98,14 @@ pub fn list(store: &Store, filter: &Filter, detail: Detail) -> Result<(Vec<Row>,
     let mut errors = store.damage();
     // A pod's labels are found by its sandbox; and of a damaged database each part is read, to tell what cannot be.
     let in_full = detail == Detail::All || !filter.labels.is_empty() || !errors.is_empty();
-    let shares = store.shares(thread::available_parallelism().map_or(1, usize::from));
-    let listings: Vec<Result<Listing>> = thread::scope(|scope| {
-        let each = |share| {
-            let mut listing = Listing::new(store, filter, &sandboxes, (in_full, detail));
-            scope.spawn(move || {
-                store.for_each_container_of(share, |record| listing.add(record))?;
-                Ok(listing)
-            })
-        };
-        let threads: Vec<_> = shares.into_iter().map(each).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    let listings = shares::of(&store.shares(shares::cores()), |share| {
+        let mut listing = Listing::new(store, filter, &sandboxes, (in_full, detail));
+        store.for_each_container_of(*share, |record| listing.add(record))?;
+        Ok(listing)
     });
     let mut rows = Vec::new();
     for listing in listings {
-        let listing = listing?;
+        let listing: Listing<'_> = listing?;
         rows = joined(rows, listing.rows);
         errors.extend(listing.errors);
     }
