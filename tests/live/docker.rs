@@ -33,9 +33,7 @@ fn start(containerd: Containerd, images: &str, own_containerd: bool) -> Option<L
 
 /// Both daemons, as a crash would. The container's processes are the shim's.
 fn kill_daemons(lab: &Lab) {
-    lab.sh(
-        "kill -9 $(pidof dockerd); kill -9 $(pidof containerd) 2> /dev/null || true; while pidof dockerd containerd; do sleep 0.05; done",
-    );
+    lab.sh("kill-all dockerd containerd");
 }
 
 /// The container's root as the kernel shows it: names, types, modes, owners, sizes, links.

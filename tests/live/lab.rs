@@ -151,7 +151,7 @@ fn the_freezer_is_read_on_both_versions() {
 #[test]
 fn killing_a_command_kills_what_runs_inside() {
     let Some(lab) = Lab::start(Containerd::V2_1, Cgroup::V1) else { return };
-    let runs = || lab.try_sh("pidof -q busybox").status.success();
+    let runs = || lab.try_sh("pgrep -x busybox").status.success();
     let start = || {
         let child = lab.command("busybox").args(["sleep", "1000"]).spawn().expect("bash runs the lab script");
         until("it runs", runs);

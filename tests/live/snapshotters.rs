@@ -140,7 +140,7 @@ impl Scene {
     fn assert_nothing_left(&self, before: &BTreeSet<String>) {
         // A loop device clears itself a moment after its last user is gone.
         until("no mount and no loop device of ours is left", || self.mounts().is_subset(before));
-        assert_eq!(self.lab.sh("pidof dewar mount losetup || true"), "", "no process is left");
+        assert_eq!(self.lab.sh("pgrep -lx 'dewar|mount|losetup' || true"), "", "no process is left");
     }
 }
 
