@@ -10,7 +10,7 @@ use std::{
     panic::resume_unwind,
     path::Path,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -27,13 +27,16 @@ use crate::{
 /// A busy daemon commits a few times a second; so many failures in a row mean something else.
 const TRIES: usize = 200;
 
+/// How long a daemon that was just killed may take to let go of its lock: until the last of its threads has ended.
+const DYING: Duration = Duration::from_millis(500);
+
 /// A meta page is written in one go: so many looks at half of one mean that it is no meta page.
 const UNREADABLE: usize = 20;
 
 /// The bytes of the database at `path`.
 ///
-/// While a daemon holds it: [`Error::DaemonRunning`], or, with `host.daemon_running`, a consistent copy taken
-/// without the lock.
+/// While a daemon holds it, other than one that was killed and is about to let go: [`Error::DaemonRunning`], or, with
+/// `host.daemon_running`, a consistent copy taken without the lock.
 pub fn read(host: &Host, path: &Path) -> Result<Bytes> {
     let path = &host.inside(path)?;
     let mut file = open(path)?;
@@ -44,7 +47,13 @@ pub fn read(host: &Host, path: &Path) -> Result<Bytes> {
 }
 
 fn locked(host: &Host, file: &mut File, path: &Path) -> Result<Bytes> {
-    match file.try_lock_shared() {
+    let since = Instant::now();
+    let mut lock = file.try_lock_shared();
+    while matches!(lock, Err(TryLockError::WouldBlock)) && !host.daemon_running && since.elapsed() < DYING {
+        thread::sleep(Duration::from_millis(5));
+        lock = file.try_lock_shared();
+    }
+    match lock {
         Ok(()) => copy(file, path),
         Err(TryLockError::WouldBlock) if host.daemon_running => consistent_copy(file, path),
         Err(TryLockError::WouldBlock) => Err(Error::DaemonRunning { db: path.to_owned() }),
@@ -271,6 +280,22 @@ mod tests {
         let file = File::open(path).unwrap();
         assert_eq!(file.metadata().unwrap().len(), 0);
         assert_eq!(copy(&file, path).unwrap(), fs::read(path).unwrap());
+    }
+
+    #[test]
+    fn a_daemon_that_is_dying_is_waited_for() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("meta.db");
+        fs::write(&path, "bytes").unwrap();
+        let daemon = File::open(&path).unwrap();
+        daemon.lock().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                thread::sleep(Duration::from_millis(50));
+                drop(daemon);
+            });
+            assert_eq!(read(&Host::default(), &path).unwrap(), b"bytes"[..]);
+        });
     }
 
     #[test]
