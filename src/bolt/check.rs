@@ -9,6 +9,7 @@
 
 use super::{
     page::{FREELIST, HEADER, Meta, Page, u16_at, u32_at, u64_at},
+    source::Source,
     tree::metas,
     walk::{MAX_NEST, Pages, Set},
 };
@@ -22,7 +23,7 @@ pub fn check(file: &[u8]) -> Vec<Corrupt> {
     let (first, second) = metas(file);
     let mut findings: Vec<Corrupt> = [&first, &second].into_iter().filter_map(|meta| meta.err()).collect();
     let Some(meta) = Meta::newest(first, second) else { return findings };
-    let mut walk = Walk::new(file, &meta);
+    let mut walk = Walk::new(Pages::new(Source::Whole(file), &meta));
     walk.bucket(meta.root, 0);
     findings.append(&mut walk.findings);
     findings.extend(length(file, &meta));
@@ -33,10 +34,11 @@ pub fn check(file: &[u8]) -> Vec<Corrupt> {
 
 /// What keeps the tree of the newest commit from being read whole: the first findings only, since one is enough.
 pub(super) fn damage(file: &[u8], meta: &Meta) -> Vec<Corrupt> {
-    if is_whole(file, meta) {
+    let pages = || Pages::new(Source::Whole(file), meta);
+    if is_whole(pages, meta.root) {
         return Vec::new();
     }
-    let mut walk = Walk::new(file, meta);
+    let mut walk = Walk::new(pages());
     walk.bucket(meta.root, 0);
     walk.findings
 }
@@ -45,31 +47,47 @@ pub(super) fn damage(file: &[u8], meta: &Meta) -> Vec<Corrupt> {
 const MANY: usize = 4;
 
 /// The same walk shared among the cores, for a file without any finding; false means that it must be done in order.
-fn is_whole(file: &[u8], meta: &Meta) -> bool {
-    let mut walk = Walk { later: Some(Vec::new()), ..Walk::new(file, meta) };
-    walk.bucket(meta.root, 0);
-    let later = walk.later.take().unwrap_or_default();
+fn is_whole<'a>(pages: impl Fn() -> Pages<'a> + Sync, root: u64) -> bool {
+    let (walk, later) = lists(pages(), root);
     let parts: Vec<&[u64]> = later.chunks(later.len().div_ceil(shares::cores()).max(1)).collect();
     let shares = shares::of(&parts, |roots| {
-        let mut walk = Walk::new(file, meta);
-        roots.iter().for_each(|root| walk.bucket(*root, MANY));
+        let mut walk = Walk::new(pages());
+        roots.iter().for_each(|root| walk.record(*root));
         walk
     });
-    let is_sound = |walk: &Walk| walk.findings.is_empty() && walk.pages.contested.is_empty();
     let mut claimed = walk.pages.claimed.clone();
-    is_sound(&walk) && shares.iter().all(|share| is_sound(share) && claimed.join(&share.pages.claimed))
+    walk.is_sound() && shares.iter().all(|share| share.is_sound() && claimed.join(&share.pages.claimed))
 }
 
-struct Walk<'a> {
-    pages: Pages<'a>,
-    findings: Vec<Corrupt>,
+/// A walk through all but the records, and the pages that these begin with.
+pub(super) fn lists(pages: Pages<'_>, root: u64) -> (Walk<'_>, Vec<u64>) {
+    let mut walk = Walk { later: Some(Vec::new()), ..Walk::new(pages) };
+    walk.bucket(root, 0);
+    let later = walk.later.take().unwrap_or_default();
+    (walk, later)
+}
+
+/// A look at every element of what it is led through.
+pub(super) struct Walk<'a> {
+    pub pages: Pages<'a>,
+    pub findings: Vec<Corrupt>,
     /// If there is one: the buckets of nest [`MANY`], to be looked at by another walk.
     later: Option<Vec<u64>>,
 }
 
 impl<'a> Walk<'a> {
-    fn new(file: &'a [u8], meta: &Meta) -> Self {
-        Self { pages: Pages::new(file, meta), findings: Vec::new(), later: None }
+    pub fn new(pages: Pages<'a>) -> Self {
+        Self { pages, findings: Vec::new(), later: None }
+    }
+
+    /// Goes through the record whose bucket begins with page `root`.
+    pub fn record(&mut self, root: u64) {
+        self.bucket(root, MANY);
+    }
+
+    /// True if nothing is wrong with what it went through.
+    pub fn is_sound(&self) -> bool {
+        self.findings.is_empty() && self.pages.contested.is_empty()
     }
 
     fn say(&mut self, finding: Corrupt) {

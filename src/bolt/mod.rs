@@ -12,11 +12,15 @@
 
 mod check;
 mod page;
+mod piecemeal;
 mod salvage;
 pub mod schema;
+mod source;
 mod tree;
 mod walk;
 
 pub use check::check;
+pub use piecemeal::{Look, Piecemeal};
 pub use salvage::{Origin, Reading, Reason, removed};
+pub use source::ReadAt;
 pub use tree::{Bucket, Db, Item, transactions};

@@ -154,6 +154,15 @@ impl<'a> Page<'a> {
         Self::at(file, page_size, at)
     }
 
+    /// Page `id`, of which these are all bytes, those it runs on to included.
+    pub fn of_run(bytes: &'a [u8], page_size: usize, id: u64) -> Result<Self, Corrupt> {
+        let at = index(id, 0)?.checked_mul(page_size).ok_or(Corrupt { at: 0, why: "page number beyond the file" })?;
+        if u64_at(bytes, 0) != Ok(id) {
+            return Err(Corrupt { at, why: "the page does not carry its own number" });
+        }
+        Self::parse(bytes, at)
+    }
+
     /// The page that starts at byte `at`, whatever number it carries.
     pub fn at(file: &'a [u8], page_size: usize, at: usize) -> Result<Self, Corrupt> {
         let pages = at.checked_add(12).map_or(Ok(0), |at| u32_at(file, at)).and_then(|n| index(n, at))?.checked_add(1);

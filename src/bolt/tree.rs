@@ -8,13 +8,14 @@ use std::{
 use super::{
     page::{BRANCH, HEADER, Meta, Page, u64_at},
     salvage::{Entry, Found, Mended, Origin, Reading},
+    source::Source,
     walk::MAX_DEPTH,
 };
 use crate::corrupt::Corrupt;
 
-/// An open database: the bytes of a whole file.
+/// An open database.
 pub struct Db<'a> {
-    file: &'a [u8],
+    file: Source<'a>,
     meta: Meta,
     /// How a damaged file is read; without it each page is looked at when it is met.
     reading: Option<&'a Reading>,
@@ -69,11 +70,11 @@ impl<'a> Db<'a> {
     pub fn open(file: &'a [u8]) -> Result<Self, Corrupt> {
         let (first, second) = metas(file);
         let meta = Meta::newest(first, second).ok_or(first.err().unwrap_or(Corrupt { at: 0, why: "no meta page" }))?;
-        Ok(Self { file, meta, reading: None, owners: RefCell::default() })
+        Ok(Self { file: Source::Whole(file), meta, reading: None, owners: RefCell::default() })
     }
 
     /// A file that was looked through before.
-    pub(super) fn read_by(file: &'a [u8], meta: Meta, reading: &'a Reading) -> Self {
+    pub(super) fn read_by(file: Source<'a>, meta: Meta, reading: &'a Reading) -> Self {
         Self { file, meta, reading: Some(reading), owners: RefCell::default() }
     }
 
@@ -102,7 +103,7 @@ impl<'a> Db<'a> {
         if let Some(at) = self.lies_at(id) {
             return self.page_at(at);
         }
-        let page = Page::of_file(self.file, self.meta.page_size, id)?;
+        let page = self.file.page(self.meta.page_size, id)?;
         if self.reading.is_some() {
             return Ok(page);
         }
@@ -123,7 +124,7 @@ impl<'a> Db<'a> {
 
     /// The page that starts there.
     pub(super) fn page_at(&self, at: usize) -> Result<Page<'a>, Corrupt> {
-        Page::at(self.file, self.meta.page_size, at)
+        self.file.page_at(self.meta.page_size, at)
     }
 }
 
@@ -176,6 +177,11 @@ impl<'d> Bucket<'d> {
             id => Root::Page(id),
         };
         Ok(Self { db: self.db, root, sequence, origin })
+    }
+
+    /// The page its tree begins with; none for one that stands in its parent's page, or is put together.
+    pub(super) fn page(&self) -> Option<u64> {
+        if let Root::Page(id) = self.root { Some(id) } else { None }
     }
 
     fn root_page(&self) -> Result<Option<Page<'d>>, Corrupt> {

@@ -7,7 +7,10 @@
 //! A page belongs to the first place that claims it, with the pages it runs on to. So a walk of the whole file takes
 //! each page once, whatever the file says.
 
-use super::page::{LEAF, Meta, Page};
+use super::{
+    page::{LEAF, Meta, Page},
+    source::Source,
+};
 use crate::corrupt::Corrupt;
 
 /// A page holds at least two keys, so 64 levels would address 2^64 pages; deeper is a loop or an attack.
@@ -74,7 +77,7 @@ pub(super) struct Leaves<'a> {
 
 /// The pages of a file, and who has claimed them.
 pub(super) struct Pages<'a> {
-    pub file: &'a [u8],
+    file: Source<'a>,
     pub page_size: usize,
     /// First page that was never allocated.
     pub high_water: u64,
@@ -87,8 +90,12 @@ pub(super) struct Pages<'a> {
 }
 
 impl<'a> Pages<'a> {
-    pub fn new(file: &'a [u8], meta: &Meta) -> Self {
-        let mut claimed = Set::default();
+    pub fn new(file: Source<'a>, meta: &Meta) -> Self {
+        Self::beside(file, meta, Set::default())
+    }
+
+    /// The same where some pages are claimed already.
+    pub fn beside(file: Source<'a>, meta: &Meta, mut claimed: Set) -> Self {
         for meta in 0..2 {
             claimed.insert(meta);
         }
@@ -102,8 +109,8 @@ impl<'a> Pages<'a> {
             return Err(Corrupt { at: 0, why: "a page number is outside the tree's pages" });
         }
         match self.displaced.get(&id).and_then(|index| usize::try_from(*index).ok()) {
-            Some(index) => Page::at(self.file, self.page_size, index.saturating_mul(self.page_size)),
-            None => Page::of_file(self.file, self.page_size, id),
+            Some(index) => self.file.page_at(self.page_size, index.saturating_mul(self.page_size)),
+            None => self.file.page(self.page_size, id),
         }
     }
 

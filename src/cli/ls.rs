@@ -10,6 +10,7 @@ use dewar::{
     job::{
         list::{self, Detail, Row, Status, joined},
         select::{Filter, Label},
+        store::Store,
     },
 };
 
@@ -38,11 +39,13 @@ pub struct Args {
 /// Lists the containers; records that cannot be read are named on stderr.
 pub fn run(args: &Args, hosts: Vec<Host>, namespace: Option<&Namespace>, out: &mut dyn Write) -> Result<ExitCode> {
     let (mut rows, mut errors) = (Vec::new(), Vec::new());
-    let opened = super::open(hosts)?;
+    // What the table of containers does not show is not looked up.
+    let is_brief = !args.json && args.pod.is_none();
+    let in_pieces = is_brief && !args.deleted && args.labels.is_empty();
+    let opened = if in_pieces { super::open_by(hosts, Store::open_in_pieces)? } else { super::open(hosts)? };
     let pods = args.pod.iter().filter(|pod| !pod.is_empty()).cloned().collect();
     let filter = Filter { namespace: namespace.cloned(), pods, labels: args.labels.clone() };
-    // What the table of containers does not show is not looked up.
-    let detail = if args.json || args.pod.is_some() { Detail::All } else { Detail::Line };
+    let detail = if is_brief { Detail::Line } else { Detail::All };
     for store in &opened.stores {
         let (found, unreadable) = list::list(store, &filter, detail)?;
         rows = joined(rows, found);

@@ -147,9 +147,14 @@ struct Opened {
 
 /// Opens each store. One that cannot be opened is named and does not hide the others; unless there are none.
 fn open(hosts: Vec<Host>) -> Result<Opened> {
+    open_by(hosts, Store::open)
+}
+
+/// The same, each opened so.
+fn open_by(hosts: Vec<Host>, open: impl Fn(Host) -> Result<Store>) -> Result<Opened> {
     let mut opened = Opened { stores: Vec::new(), failed: Vec::new() };
     for host in hosts {
-        match Store::open(host) {
+        match open(host) {
             Ok(store) => opened.stores.push(store),
             Err(e) => opened.failed.push(e),
         }

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 
 use super::schema;
 use crate::{
-    bolt::{self, Bucket, Item, Reading},
+    bolt::{self, Bucket, Item, Look, Piecemeal, Reading},
     corrupt::Corrupt,
     digest::Digest,
     error::{Error, In, Result},
@@ -27,11 +27,17 @@ use crate::{
 /// Schema versions we know (`core/metadata/db.go`, `dbVersion`).
 const KNOWN_VERSIONS: std::ops::RangeInclusive<i64> = 1..=4;
 
-/// A copy of meta.db in memory.
+/// A meta.db that is read.
 pub struct MetaDb {
     path: PathBuf,
-    bytes: Bytes,
-    reading: Reading,
+    body: Body,
+}
+
+enum Body {
+    /// In memory, whole.
+    Whole(Bytes, Box<Reading>),
+    /// Left in its file, of which each record is read when it is its turn.
+    Pieces(Box<Piecemeal>),
 }
 
 /// A container's record.
@@ -49,7 +55,7 @@ pub struct Container {
     pub runtime: String,
     /// A protobuf Any, verbatim; empty when absent.
     pub runtime_options: Vec<u8>,
-    /// A protobuf Any that holds the runtime spec's JSON, verbatim; empty when absent. It is not copied from the database.
+    /// A protobuf Any that holds the runtime spec's JSON, verbatim; empty when absent. Not copied from a database in memory.
     pub spec: Bytes,
     /// The record's labels.
     pub labels: BTreeMap<String, String>,
@@ -159,48 +165,86 @@ impl MetaDb {
     pub fn of(path: PathBuf, bytes: impl Into<Bytes>) -> Result<Self> {
         let bytes = bytes.into();
         let reading = Reading::of(&bytes, &schema::META).within(&path)?;
-        let meta = Self { path, bytes, reading };
-        let version = meta.with(|v1| v1.value("version")?.map_or(Ok(1), record::varint));
-        let version = if meta.reading.damage.is_empty() { version? } else { version.unwrap_or(1) };
+        let meta = Self { path, body: Body::Whole(bytes, Box::new(reading)) };
+        meta.is_known()?;
+        Ok(meta)
+    }
+
+    /// The host's meta.db, of which each record is read when it is its turn; `None` if it does not lie at hand or is not sound.
+    /// What was read counts once [`is_sound`](Self::is_sound) says so.
+    pub fn in_pieces(host: &Host) -> Result<Option<Self>> {
+        let path = Self::path(host);
+        let Some(pieces) = database::in_pieces(host, &path).map_err(|e| explain(host, e))? else { return Ok(None) };
+        let meta = Self { path, body: Body::Pieces(Box::new(pieces)) };
+        meta.is_known()?;
+        Ok(Some(meta))
+    }
+
+    /// False if what was read in pieces does not count: then the database is to be read whole.
+    pub fn is_sound(&self) -> bool {
+        match &self.body {
+            Body::Whole(..) => true,
+            Body::Pieces(pieces) => pieces.is_sound(),
+        }
+    }
+
+    fn is_known(&self) -> Result<()> {
+        let version = self.with(|v1| v1.value("version")?.map_or(Ok(1), record::varint));
+        let version = if self.damage().is_empty() { version? } else { version.unwrap_or(1) };
         if !KNOWN_VERSIONS.contains(&version) {
             return Err(Error::Unsupported {
                 what: format!(
                     "{} has schema version {version}; known are 1 to 4 (containerd 1.0 to 2.x)",
-                    meta.path.display()
+                    self.path.display()
                 ),
                 hint: "it was written by a newer containerd than this dewar knows: look for a newer dewar".into(),
             });
         }
-        Ok(meta)
+        Ok(())
     }
 
     /// Runs `read` on the bucket `v1`.
     pub(super) fn with<T>(&self, read: impl FnOnce(Bucket<'_>) -> Result<T, Corrupt>) -> Result<T> {
         let open = || {
-            let db = self.reading.db(&self.bytes);
+            let db = match &self.body {
+                Body::Whole(bytes, reading) => reading.db(bytes),
+                Body::Pieces(pieces) => pieces.db(),
+            };
             let v1 =
                 db.root().bucket("v1")?.ok_or(Corrupt { at: 0, why: "no bucket v1: not a containerd database" })?;
             read(v1)
         };
-        open().within(&self.path)
+        open().inspect_err(|_| self.give_up()).within(&self.path)
     }
 
     /// What is wrong with the part of the file that the newest commit needs: the first places, and how many more. What could
     /// be read of it, is.
     pub fn damage(&self) -> Vec<Error> {
-        database::damage(&self.path, &self.reading.damage)
+        match &self.body {
+            Body::Whole(_, reading) => database::damage(&self.path, &reading.damage),
+            Body::Pieces(_) => Vec::new(),
+        }
+    }
+
+    fn give_up(&self) {
+        if let Body::Pieces(pieces) = &self.body {
+            pieces.give_up();
+        }
     }
 
     /// Calls `each` with every record of a removed container whose pages are not yet used again. Which of several states of
     /// it was the last cannot be told for sure; the newest by its own time is taken.
     pub fn for_each_deleted(&self, mut each: impl FnMut(Container)) -> Result<()> {
-        let found = bolt::removed(&self.bytes, &schema::META, &schema::CONTAINER, &self.reading);
-        let db = self.reading.db(&self.bytes);
+        let Body::Whole(bytes, reading) = &self.body else {
+            return Err(Error::malformed(&self.path, "is read in pieces: what was removed is in none of them"));
+        };
+        let found = bolt::removed(bytes, &schema::META, &schema::CONTAINER, reading);
+        let db = reading.db(bytes);
         for (place, page) in found {
             let [_, namespace, _, id] = place.as_slice() else { continue };
             let why = "it was removed; its pages are not used again yet";
             let bucket = db.page_as_bucket(page).with_origin(bolt::Origin::Deleted(bolt::Reason { page, why }));
-            let Ok(record) = container(namespace, id, &bucket, &self.bytes) else { continue };
+            let Ok(record) = container(namespace, id, &bucket, |spec| bytes.slice_ref(spec)) else { continue };
             if self.container(&record.name).is_ok_and(|live| live.is_none()) {
                 each(record);
             }
@@ -216,14 +260,31 @@ impl MetaDb {
 
     /// The same for one share of the records.
     pub fn for_each_container_of(&self, share: Share, mut each: impl FnMut(Result<Container>)) -> Result<()> {
-        // Counted by itself: the threads that have a share each do not wait for one another's count.
-        let file = Bytes::from_owner(self.bytes.clone());
         self.with(|v1| {
             let all = containers(v1).enumerate().skip(share.first).take_while(|(n, _)| !share.is_before(*n));
-            all.for_each(|(_, found)| {
-                let record = found.and_then(|(namespace, id, record)| container(namespace, id, &record, &file));
-                each(record.within(&self.path));
-            });
+            let all = all.map(|(_, found)| found);
+            match &self.body {
+                Body::Whole(bytes, _) => {
+                    // Counted by itself: the threads that have a share each do not wait for one another's count.
+                    let file = Bytes::from_owner(bytes.clone());
+                    all.for_each(|found| {
+                        let slice = |spec: &[u8]| file.slice_ref(spec);
+                        let record = found.and_then(|(namespace, id, record)| container(namespace, id, &record, slice));
+                        each(record.within(&self.path));
+                    });
+                }
+                Body::Pieces(pieces) => {
+                    let mut look = Look::default();
+                    all.for_each(|found| {
+                        let record = found.and_then(|(namespace, id, record)| {
+                            let show = |record: &Bucket<'_>| container(namespace, id, record, Bytes::copy_from_slice);
+                            pieces.record(&record, &mut look, show)
+                        });
+                        each(record.inspect_err(|_| self.give_up()).within(&self.path));
+                    });
+                    pieces.done(look);
+                }
+            }
             Ok(())
         })
     }
@@ -237,9 +298,17 @@ impl MetaDb {
     pub fn container(&self, who: &ContainerRef) -> Result<Option<Container>> {
         let (namespace, id) = (who.namespace.as_str(), who.id.as_str());
         self.with(|v1| match path(v1, &[namespace, "containers", id])? {
-            Some(record) => container(namespace.as_bytes(), id.as_bytes(), &record, &self.bytes).map(Some),
+            Some(record) => container(namespace.as_bytes(), id.as_bytes(), &record, |spec| self.slice(spec)).map(Some),
             None => Ok(None),
         })
+    }
+
+    /// Bytes of the database; not copied if it is in memory.
+    fn slice(&self, part: &[u8]) -> Bytes {
+        match &self.body {
+            Body::Whole(bytes, _) => bytes.slice_ref(part),
+            Body::Pieces(_) => Bytes::copy_from_slice(part),
+        }
     }
 
     /// What a client has added to a container's record under `name`: a protobuf Any, verbatim.
@@ -309,8 +378,13 @@ fn containers<'d>(v1: Bucket<'d>) -> impl Iterator<Item = Result<Found<'d>, Corr
     })
 }
 
-/// The record in a bucket of the database whose bytes are `file`.
-fn container(namespace: &[u8], id: &[u8], record: &Bucket<'_>, file: &Bytes) -> Result<Container, Corrupt> {
+/// The record in a bucket; `slice` makes the spec's bytes its own.
+fn container(
+    namespace: &[u8],
+    id: &[u8],
+    record: &Bucket<'_>,
+    slice: impl FnOnce(&[u8]) -> Bytes,
+) -> Result<Container, Corrupt> {
     let [created_at, image, labels, runtime, snapshot_key, snapshotter, spec] =
         record.each_of(["createdat", "image", "labels", "runtime", "snapshotKey", "snapshotter", "spec"])?;
     let (runtime, created_at) = (runtime.and_then(Item::bucket), created_at.and_then(Item::value));
@@ -326,7 +400,7 @@ fn container(namespace: &[u8], id: &[u8], record: &Bucket<'_>, file: &Bytes) -> 
         snapshot_key: SnapshotKey(record::as_text(snapshot_key)?),
         runtime: record::as_text(name)?,
         runtime_options: options.and_then(Item::value).unwrap_or_default().to_vec(),
-        spec: file.slice_ref(spec.and_then(Item::value).unwrap_or_default()),
+        spec: slice(spec.and_then(Item::value).unwrap_or_default()),
         labels: record::as_texts(labels)?,
         created_at: created_at.and_then(|bytes| record::time(bytes).ok()),
         origin: record.origin.into(),

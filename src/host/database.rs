@@ -5,7 +5,7 @@
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, IoSliceMut, Read, Seek, SeekFrom},
     os::unix::fs::{FileExt, OpenOptionsExt},
     panic::resume_unwind,
     path::Path,
@@ -14,11 +14,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use rustix::system;
+use rustix::{
+    io::{ReadWriteFlags, preadv2},
+    system,
+};
 
 use super::{Host, memory::Memory};
 use crate::{
-    bolt::{self, Db},
+    bolt::{self, Db, Piecemeal},
     corrupt::Corrupt,
     error::{At, Error, Result},
     ledger,
@@ -46,14 +49,50 @@ pub fn read(host: &Host, path: &Path) -> Result<Bytes> {
     Ok(bytes)
 }
 
-fn locked(host: &Host, file: &mut File, path: &Path) -> Result<Bytes> {
+/// The database at `path`, of which pieces are read without a lock when they are asked for: while the commit that was read
+/// is the newest, nothing of it is written to. `None` if it is not in the page cache, where it is at hand in any order, or not
+/// plain to read.
+///
+/// While a daemon holds it: [`Error::DaemonRunning`], unless `host.daemon_running`.
+pub fn in_pieces(host: &Host, path: &Path) -> Result<Option<Piecemeal>> {
+    let path = &host.inside(path)?;
+    let file = open(path)?;
+    match lock(host, &file) {
+        Ok(()) => file.unlock().at("unlock", path)?,
+        Err(TryLockError::WouldBlock) if host.daemon_running => {}
+        Err(TryLockError::WouldBlock) => return Err(Error::DaemonRunning { db: path.to_owned() }),
+        Err(TryLockError::Error(_)) => return Ok(None),
+    }
+    let len = file.metadata().at("look at", path)?.len();
+    Ok(Piecemeal::open(Box::new(move |at, bytes| read_cached(&file, at, bytes)), len))
+}
+
+/// Fills `bytes` from byte `from` on; false unless all of them are in the page cache.
+fn read_cached(file: &File, from: u64, bytes: &mut [u8]) -> bool {
+    let mut done = 0;
+    while done < bytes.len() {
+        let rest = &mut [IoSliceMut::new(&mut bytes[done..])];
+        match preadv2(file, rest, from + done as u64, ReadWriteFlags::NOWAIT) {
+            Ok(0) | Err(_) => return false,
+            Ok(n) => done += n,
+        }
+    }
+    true
+}
+
+/// Locks `file` as readers do, if it is free or about to be.
+fn lock(host: &Host, file: &File) -> Result<(), TryLockError> {
     let since = Instant::now();
     let mut lock = file.try_lock_shared();
     while matches!(lock, Err(TryLockError::WouldBlock)) && !host.daemon_running && since.elapsed() < DYING {
         thread::sleep(Duration::from_millis(5));
         lock = file.try_lock_shared();
     }
-    match lock {
+    lock
+}
+
+fn locked(host: &Host, file: &mut File, path: &Path) -> Result<Bytes> {
+    match lock(host, file) {
         Ok(()) => copy(file, path),
         Err(TryLockError::WouldBlock) if host.daemon_running => consistent_copy(file, path),
         Err(TryLockError::WouldBlock) => Err(Error::DaemonRunning { db: path.to_owned() }),

@@ -92,8 +92,14 @@ pub enum Detail {
 
 /// The containers that `filter` admits; and the records that could not be read.
 ///
-/// Each core has a share of the records: a node that was never pruned may have a hundred thousand.
+/// Of a store that was opened in pieces, and is not sound, the records are read anew.
 pub fn list(store: &Store, filter: &Filter, detail: Detail) -> Result<(Vec<Row>, Vec<Error>)> {
+    let listed = list_all(store, filter, detail);
+    if store.is_sound() { listed } else { list_all(&Store::open(store.host.clone())?, filter, detail) }
+}
+
+/// Each core has a share of the records: a node that was never pruned may have a hundred thousand.
+fn list_all(store: &Store, filter: &Filter, detail: Detail) -> Result<(Vec<Row>, Vec<Error>)> {
     let sandboxes = sandboxes(store, filter)?;
     let mut errors = store.damage();
     // A pod's labels are found by its sandbox; and of a damaged database each part is read, to tell what cannot be.

@@ -56,6 +56,22 @@ impl Store {
         Ok(Self { host, databases: Databases::default(), meta, ruins })
     }
 
+    /// The records of `host`, each read when it is its turn, where that can be; else as by [`open`](Self::open). What was read
+    /// counts once [`is_sound`](Self::is_sound) says so.
+    pub fn open_in_pieces(host: Host) -> Result<Self> {
+        match MetaDb::in_pieces(&host) {
+            Ok(Some(meta)) => {
+                Ok(Self { host, databases: Databases::default(), meta: Ok(meta), ruins: OnceLock::new() })
+            }
+            _ => Self::open(host),
+        }
+    }
+
+    /// False if what was read does not count, so that the store is to be opened anew.
+    pub fn is_sound(&self) -> bool {
+        self.meta.as_ref().is_ok_and(MetaDb::is_sound) || self.meta.is_err()
+    }
+
     /// What is left of containers that meta.db lacks.
     fn ruins(&self) -> &Ruins {
         let known = |who: &ContainerRef| matches!(&self.meta, Ok(meta) if matches!(meta.container(who), Ok(Some(_))));

@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use crate::harness::{Cgroup, Containerd, Lab, dewar_json, dewar_ok};
 
-/// Counts in memory, and writes down where it is.
-const COUNTER: &str = "i=0; while :; do i=$((i+1)); echo $i > /count; sleep 0.1; done";
+/// Counts in memory, and writes down where it is: a line each time, none of which is ever half there.
+const COUNTER: &str = "i=0; while :; do i=$((i+1)); echo $i >> /count; sleep 0.1; done";
 
 /// An instance with dockerd, and one container of it, `web`, that counts. `None`, said aloud, where there is no dockerd.
 fn start(containerd: Containerd, images: &str, own_containerd: bool) -> Option<Lab> {
@@ -95,12 +95,12 @@ fn a_container_of_docker_whose_images_are_in_containerd_lives_on_elsewhere() {
         let inspected = dewar_ok(&lab, &["inspect", "/tmp/out"]);
         assert!(inspected.lines().any(|line| line.starts_with("log ") && line.contains("-json.log")), "{inspected}");
 
-        let count = lab.sh("cat /tmp/unpacked/rootfs/count").trim().parse::<u64>().expect("a number");
+        let count = lab.sh("tail -n 1 /tmp/unpacked/rootfs/count").trim().parse::<u64>().expect("a number");
         lab.lose_node();
         lab.start_containerd();
         lab.sh("tar -C /tmp/out -cf - . | ctr images import -");
         lab.restore("web", "localhost/web:1");
-        let seen = || lab.ask("web", &["cat", "/count"]).trim().parse::<u64>().unwrap_or(0);
+        let seen = || lab.ask("web", &["tail", "-n", "1", "/count"]).trim().parse::<u64>().unwrap_or(0);
         crate::harness::until("it counts on", || seen() > count);
         assert!(seen() < count + 1000, "it began anew");
         assert_eq!(lab.ask("web", &["cat", "/etc/passwd", "/etc/new/x"]), "changed\nx\n");

@@ -11,6 +11,7 @@ use crate::bolt::{
     Bucket,
     page::{Page, u64_at},
     schema::{IsNamed, Kind, Place},
+    source::Source,
     walk::{MAX_NEST, Pages, Wound},
 };
 
@@ -23,13 +24,13 @@ const LOST_PARENT: &str = "what led to it is lost; it was found by what it holds
 /// Completes `reading` with what the file's other pages hold.
 pub(super) fn mend(file: &[u8], schema: &'static Kind, mut reading: Reading) -> Reading {
     reading.displaced = displaced(file, &reading);
-    let mut pages = Pages::new(file, &reading.meta);
+    let mut pages = Pages::new(Source::Whole(file), &reading.meta);
     pages.displaced.clone_from(&reading.displaced);
     let survey = Survey::of(pages, reading.meta.root, schema);
     let outer = reading;
     let db = outer.db(file);
     let orphans = Orphans::find(file, &db, schema, &survey, outer.meta.page_size);
-    let mut pages = Pages::new(file, &outer.meta);
+    let mut pages = Pages::new(Source::Whole(file), &outer.meta);
     pages.displaced.clone_from(&outer.displaced);
     let mut mender = Mender { pages, survey: &survey, orphans, mended: Vec::new(), schema };
     let root = mender.live(outer.meta.root, Some(schema), &mut Vec::new());
@@ -40,7 +41,7 @@ pub(super) fn mend(file: &[u8], schema: &'static Kind, mut reading: Reading) -> 
 
 /// Records that the tree does not have.
 pub(super) fn removed(file: &[u8], schema: &'static Kind, kind: &'static Kind, reading: &Reading) -> Vec<(Place, u64)> {
-    let mut pages = Pages::new(file, &reading.meta);
+    let mut pages = Pages::new(Source::Whole(file), &reading.meta);
     pages.displaced.clone_from(&reading.displaced);
     let survey = Survey::of(pages, reading.meta.root, schema);
     let db = reading.db(file);

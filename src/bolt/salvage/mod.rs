@@ -23,6 +23,7 @@ use super::{
     check,
     page::{Meta, Page, is_page_size, u64_at},
     schema::{Kind, Place},
+    source::Source,
     tree::{Db, metas},
 };
 use crate::corrupt::Corrupt;
@@ -108,7 +109,7 @@ impl Reading {
         let torn = check::damage(file, &meta);
         let is_whole = torn.is_empty();
         damage.extend(torn);
-        let plain = Self { meta, damage, origin, root: None, mended: Vec::new(), displaced: HashMap::new() };
+        let plain = Self { damage, origin, ..Self::plain(meta) };
         if is_whole { plain } else { mend::mend(file, schema, plain) }
     }
 
@@ -139,9 +140,15 @@ impl Reading {
         if reading.mended.iter().all(|bucket| bucket.entries.is_empty()) { Err(why) } else { Ok(reading) }
     }
 
+    /// How to read a file that is whole.
+    pub(super) fn plain(meta: Meta) -> Self {
+        let (mended, displaced) = (Vec::new(), HashMap::new());
+        Self { meta, damage: Vec::new(), origin: Origin::Live, root: None, mended, displaced }
+    }
+
     /// A database read so.
     pub fn db<'a>(&'a self, file: &'a [u8]) -> Db<'a> {
-        Db::read_by(file, self.meta, self)
+        Db::read_by(Source::Whole(file), self.meta, self)
     }
 }
 
