@@ -3,7 +3,7 @@
 
 use dewar::{
     bolt,
-    containerd::meta::MetaDb,
+    containerd::meta::{MetaDb, Share},
     criu::{files, image, memory, rpc},
     elf,
     idmap::{IdMap, Ranges},
@@ -13,6 +13,7 @@ use prost::Message;
 
 /// Opens, checks, walks and salvages a database.
 pub fn bolt(data: &[u8]) {
+    in_pieces(data);
     let findings = bolt::check(data);
     if let Ok(db) = bolt::Db::open(data) {
         walk(&db.root(), 0);
@@ -25,6 +26,34 @@ pub fn bolt(data: &[u8]) {
     assert!(records <= data.len() / 16);
     if findings.is_empty() {
         assert!(meta.damage().is_empty(), "damage that no check finds");
+    }
+}
+
+/// A database that is read in pieces holds what it holds when it is read whole; and if it is not plain to read, that is seen.
+pub fn in_pieces(data: &[u8]) {
+    let records = |meta: &MetaDb, shares: usize| {
+        let (mut records, count) = (Vec::new(), meta.count_containers().unwrap_or_default());
+        for share in Share::of(count, shares) {
+            meta.for_each_container_of(share, |record| records.push(record.map(|r| format!("{r:?}")))).ok()?;
+        }
+        records.into_iter().collect::<Result<Vec<_>, _>>().ok()
+    };
+    let file = data.to_vec();
+    let read: bolt::ReadAt = Box::new(move |at, bytes| {
+        let from = usize::try_from(at).ok().and_then(|at| file.get(at..)?.get(..bytes.len()));
+        from.map(|from| bytes.copy_from_slice(from)).is_some()
+    });
+    let pieces = bolt::Piecemeal::open(read, data.len() as u64);
+    let pieces = pieces.and_then(|pieces| MetaDb::of_pieces("meta.db".into(), pieces).ok());
+    let shown = pieces.and_then(|meta| records(&meta, 3).filter(|_| meta.is_sound()));
+    let whole = MetaDb::of("meta.db".into(), data.to_vec()).ok().filter(|meta| meta.damage().is_empty());
+    let whole = whole.and_then(|meta| records(&meta, 1));
+    match shown {
+        Some(_) => assert_eq!(shown, whole),
+        None => {
+            let is_plain = data.len() >= 4096 && bolt::transactions(data).iter().all(Option::is_some);
+            assert!(whole.is_none() || !is_plain, "it is plain to read");
+        }
     }
 }
 

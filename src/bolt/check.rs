@@ -53,10 +53,10 @@ fn is_whole<'a>(pages: impl Fn() -> Pages<'a> + Sync, root: u64) -> bool {
     let shares = shares::of(&parts, |roots| {
         let mut walk = Walk::new(pages());
         roots.iter().for_each(|root| walk.record(*root));
-        walk
+        walk.is_sound().then_some(walk.pages.claimed)
     });
     let mut claimed = walk.pages.claimed.clone();
-    walk.is_sound() && shares.iter().all(|share| share.is_sound() && claimed.join(&share.pages.claimed))
+    walk.is_sound() && shares.into_iter().all(|share| share.is_some_and(|share| claimed.join(&share)))
 }
 
 /// A walk through all but the records, and the pages that these begin with.

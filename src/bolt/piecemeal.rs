@@ -19,7 +19,7 @@ use super::{
     check::{Walk, lists},
     page::Meta,
     salvage::Reading,
-    source::{Kept, PagedFile, ReadAt, Source},
+    source::{Kept, Own, PagedFile, ReadAt, Source},
     tree::{Bucket, Db, metas},
     walk::{Pages, Set},
 };
@@ -43,7 +43,7 @@ pub struct Piecemeal {
 /// Room for one record after another.
 #[derive(Default)]
 pub struct Look {
-    pages: Kept,
+    pages: Own,
     seen: Seen,
 }
 
@@ -65,7 +65,7 @@ impl Piecemeal {
         let file = PagedFile::new(read, meta.page_size, len);
         let kept = Kept::default();
         let (all, records) = {
-            let source = Source::Paged { file: &file, shared: &kept, own: &kept };
+            let source = Source::Paged { file: &file, kept: &kept, own: None };
             let (walk, records) = lists(Pages::new(source, &meta), meta.root);
             (walk.is_sound().then_some(walk.pages.claimed)?, records)
         };
@@ -73,13 +73,13 @@ impl Piecemeal {
         Some(Self { file, meta, reading, kept, records, seen, is_broken: AtomicBool::new(false) })
     }
 
-    fn source<'a>(&'a self, own: &'a Kept) -> Source<'a> {
-        Source::Paged { file: &self.file, shared: &self.kept, own }
+    fn source<'a>(&'a self, own: Option<&'a Own>) -> Source<'a> {
+        Source::Paged { file: &self.file, kept: &self.kept, own }
     }
 
     /// The database; what is asked for in it stays in memory.
     pub fn db(&self) -> Db<'_> {
-        Db::read_by(self.source(&self.kept), self.meta, &self.reading)
+        Db::read_by(self.source(None), self.meta, &self.reading)
     }
 
     /// Shows the record in a bucket of [`db`](Self::db) once it was looked through, and forgets it.
@@ -93,7 +93,7 @@ impl Piecemeal {
         let shown = match bucket.page() {
             None => show(bucket),
             Some(page) => self.look_at(page, look).and_then(|()| {
-                let db = Db::read_by(self.source(&look.pages), self.meta, &self.reading);
+                let db = Db::read_by(self.source(Some(&look.pages)), self.meta, &self.reading);
                 show(&db.page_as_bucket(page))
             }),
         };
@@ -103,13 +103,17 @@ impl Piecemeal {
 
     fn look_at(&self, page: u64, look: &mut Look) -> Result<(), Corrupt> {
         let seen = std::mem::take(&mut look.seen.all);
-        let mut walk = Walk::new(Pages::beside(self.source(&look.pages), &self.meta, seen));
+        let mut walk = Walk::new(Pages::beside(self.source(Some(&look.pages)), &self.meta, seen));
         walk.record(page);
         let (is_sound, wrong) = (walk.is_sound(), walk.findings.first().copied());
         look.seen.all = walk.pages.claimed;
         let twice = Corrupt { at: 0, why: "a page hangs in the tree twice" };
+        if !is_sound {
+            return Err(wrong.unwrap_or(twice));
+        }
+        // A page that was read has a number within the file.
         let is_new = usize::try_from(page).is_ok_and(|page| look.seen.records.insert(page));
-        if is_sound && is_new { Ok(()) } else { Err(wrong.unwrap_or(twice)) }
+        if is_new { Ok(()) } else { Err(twice) }
     }
 
     /// What was looked at counts for the whole.

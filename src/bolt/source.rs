@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use elsa::sync::FrozenMap;
+use elsa::{FrozenBTreeMap, sync::FrozenMap};
 
 use super::page::{Page, index, u32_at};
 use crate::corrupt::Corrupt;
@@ -12,6 +12,9 @@ pub type ReadAt = Box<dyn Fn(u64, &mut [u8]) -> bool + Send + Sync>;
 
 /// Pages that were read, by number, each with those it runs on to.
 pub(super) type Kept = FrozenMap<u64, Box<[u8]>>;
+
+/// The same for one thread, and a few.
+pub(super) type Own = FrozenBTreeMap<u64, Box<[u8]>>;
 
 /// A file of which pages are read.
 pub(super) struct PagedFile {
@@ -63,8 +66,8 @@ impl PagedFile {
 pub(super) enum Source<'a> {
     /// In memory, all of them.
     Whole(&'a [u8]),
-    /// In a file. What was read of it is in `shared` or in `own`; what is read now, comes to be in `own`.
-    Paged { file: &'a PagedFile, shared: &'a Kept, own: &'a Kept },
+    /// In a file. What was read of it is in `own` or in `kept`; what is read now, comes to be in `own`, if there is one.
+    Paged { file: &'a PagedFile, kept: &'a Kept, own: Option<&'a Own> },
 }
 
 impl<'a> Source<'a> {
@@ -72,10 +75,11 @@ impl<'a> Source<'a> {
     pub fn page(self, page_size: usize, id: u64) -> Result<Page<'a>, Corrupt> {
         match self {
             Self::Whole(bytes) => Page::of_file(bytes, page_size, id),
-            Self::Paged { file, shared, own } => {
-                let bytes = match shared.get(&id).or_else(|| own.get(&id)) {
-                    Some(bytes) => bytes,
-                    None => own.insert(id, file.run(id)?),
+            Self::Paged { file, kept, own } => {
+                let bytes = match (own.and_then(|own| own.get(&id)).or_else(|| kept.get(&id)), own) {
+                    (Some(bytes), _) => bytes,
+                    (None, Some(own)) => own.insert(id, file.run(id)?),
+                    (None, None) => kept.insert(id, file.run(id)?),
                 };
                 Page::of_run(bytes, page_size, id)
             }

@@ -174,10 +174,15 @@ impl MetaDb {
     /// What was read counts once [`is_sound`](Self::is_sound) says so.
     pub fn in_pieces(host: &Host) -> Result<Option<Self>> {
         let path = Self::path(host);
-        let Some(pieces) = database::in_pieces(host, &path).map_err(|e| explain(host, e))? else { return Ok(None) };
+        let pieces = database::in_pieces(host, &path).map_err(|e| explain(host, e))?;
+        pieces.map(|pieces| Self::of_pieces(path, pieces)).transpose()
+    }
+
+    /// The database at `path` that is read in pieces.
+    pub fn of_pieces(path: PathBuf, pieces: Piecemeal) -> Result<Self> {
         let meta = Self { path, body: Body::Pieces(Box::new(pieces)) };
         meta.is_known()?;
-        Ok(Some(meta))
+        Ok(meta)
     }
 
     /// False if what was read in pieces does not count: then the database is to be read whole.

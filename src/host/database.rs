@@ -298,6 +298,47 @@ mod tests {
     }
 
     #[test]
+    fn what_was_read_in_pieces_counts_while_no_commit_is_made() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("meta.db");
+        let daemon = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
+        daemon.set_len(PAGES * PAGE as u64).unwrap();
+        (0..2).for_each(|txid| commit(&daemon, txid));
+        let txid = |pieces: &Piecemeal| {
+            let value = pieces.db().root().value("txid").unwrap().unwrap().try_into().unwrap();
+            u64::from_le_bytes(value)
+        };
+        let pieces = in_pieces(&Host::default(), &path).unwrap().unwrap();
+        daemon.try_lock().expect("no lock is kept");
+        assert!(matches!(in_pieces(&Host::default(), &path), Err(Error::DaemonRunning { .. })));
+        assert!(txid(&pieces) == 1 && pieces.is_sound());
+        commit(&daemon, 2);
+        assert!(!pieces.is_sound(), "the page it was on may be written to");
+        let host = Host { daemon_running: true, ..Host::default() };
+        let pieces = in_pieces(&host, &path).unwrap().unwrap();
+        assert!(txid(&pieces) == 2 && pieces.is_sound());
+        // Neither meta page may be in doubt.
+        daemon.write_all_at(&[0; 8], PAGE as u64 + 64).unwrap();
+        assert!(in_pieces(&host, &path).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_not_in_the_page_cache_is_not_read_in_pieces() {
+        let temp = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = temp.path().join("file");
+        fs::write(&path, [7; 1 << 20]).unwrap();
+        let file = File::open(&path).unwrap();
+        let mut bytes = vec![0; 1 << 20];
+        if !read_cached(&file, 0, &mut bytes) {
+            return; // This file system does not say what is in the cache.
+        }
+        assert!(bytes.iter().all(|byte| *byte == 7) && !read_cached(&file, 1, &mut bytes), "it ends");
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        assert!(!read_cached(&file, 0, &mut bytes));
+    }
+
+    #[test]
     fn a_large_file_is_read_whole_and_an_absurd_one_is_refused() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("meta.db");

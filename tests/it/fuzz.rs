@@ -4,7 +4,7 @@
 use std::{fs, path::Path};
 
 #[path = "../../fuzz/src/parsers.rs"]
-mod parsers;
+pub mod parsers;
 
 /// A parser by its target's name.
 type Parser = (&'static str, fn(&[u8]));

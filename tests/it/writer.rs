@@ -9,14 +9,17 @@ use std::{
     collections::BTreeMap,
     path::Path,
     process::Stdio,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 use bbolt_rs::{Bolt, BoltOptions, BucketRwApi, BucketRwImpl, DbRwAPI, TxRwRefApi};
 use dewar::{
-    bolt::{Bucket, Db, Item, check},
-    containerd::meta::MetaDb,
+    bolt::{Bucket, Db, Item, Piecemeal, ReadAt, check},
+    containerd::meta::{MetaDb, Share},
     host::{Host, database},
 };
 
@@ -123,6 +126,32 @@ fn many_records_are_listed_soon_and_in_little_memory() {
     }
 }
 
+/// Read in pieces, no page is read twice, and none is left out.
+#[test]
+fn in_pieces_each_page_is_read_once() {
+    let sandbox = Sandbox::empty();
+    let path = sandbox.root().join("meta.db");
+    put_store(&path, 700);
+    let (file, read) = (std::fs::read(&path).unwrap(), Arc::new(AtomicU64::new(0)));
+    let (len, bytes_read) = (file.len() as u64, read.clone());
+    let read_at: ReadAt = Box::new(move |at, bytes| {
+        bytes_read.fetch_add(bytes.len() as u64, Relaxed);
+        let from = file.get(at as usize..).and_then(|from| from.get(..bytes.len()));
+        from.map(|from| bytes.copy_from_slice(from)).is_some()
+    });
+    let meta = MetaDb::of_pieces(path, Piecemeal::open(read_at, len).unwrap()).unwrap();
+    assert!(read.load(Relaxed) < len / 20, "only the lists are read first");
+    let mut ids = Vec::new();
+    for share in Share::of(meta.count_containers().unwrap(), 3) {
+        meta.for_each_container_of(share, |record| ids.push(record.unwrap().name.id.to_string())).unwrap();
+    }
+    assert!(ids.len() == 700 && ids.is_sorted());
+    assert!(meta.is_sound());
+    // Two for each record, and those of the lists and the meta pages, which are looked at thrice.
+    let pages = read.load(Relaxed) / 4096;
+    assert!((1400..1460).contains(&pages), "{pages}");
+}
+
 /// How often it is timed.
 const RUNS: usize = 5;
 
@@ -184,6 +213,7 @@ fn a_page_in_two_buckets_is_found_whoever_looks_at_them() {
         let other = roots[(n + roots.len() / 2 + n % 7) % roots.len()];
         file.copy_within(other..other + 8, *at);
         let all = check(&file);
+        crate::fuzz::parsers::in_pieces(&file);
         // Which pages are free is no matter of the tree.
         let is_damaged = all.iter().any(|finding| !finding.why.contains("free"));
         // Whole pages under the wrong name are a sound file, and no database of containerd's.
