@@ -63,6 +63,7 @@ impl Store {
             Ok(Some(meta)) => {
                 Ok(Self { host, databases: Databases::default(), meta: Ok(meta), ruins: OnceLock::new() })
             }
+            Err(e @ Error::DaemonRunning { .. }) => Err(e),
             _ => Self::open(host),
         }
     }
