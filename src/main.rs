@@ -29,7 +29,9 @@ fn main() -> ExitCode {
     if cli.reads_stores() {
         shield::raise();
     }
-    let done = listen().and_then(|()| cli.run(&mut io::stdout().lock()));
+    // Who watches lets no signal in.
+    let listening = if cli.is_watchdog() { Ok(()) } else { listen() };
+    let done = listening.and_then(|()| cli.run(&mut io::stdout().lock()));
     done.unwrap_or_else(|error| {
         let error = if interrupt::check().is_err() { Error::Interrupted } else { error };
         // A reader that had enough (`dewar ls | head`) is no error to speak of.

@@ -190,11 +190,11 @@ impl Press {
         let worker = |_| {
             let worker = Worker { codec: Codec::new(how)?, zeros: zeros.clone() };
             let (taken, done) = (taken.clone(), done.clone());
-            Ok(thread::spawn(move || worker.run(&taken, &done)))
+            thread::Builder::new().spawn(move || worker.run(&taken, &done))
         };
         let workers = (0..count).map(worker).collect::<io::Result<_>>()?;
-        let writer = Some(thread::spawn(move || store(blob, &finished, &pass)));
-        let hasher = Some(thread::spawn(move || hash(plain, &passed)));
+        let writer = Some(thread::Builder::new().spawn(move || store(blob, &finished, &pass))?);
+        let hasher = Some(thread::Builder::new().spawn(move || hash(plain, &passed))?);
         let spare = Bytes::default();
         Ok(Self { jobs: Some(jobs), tickets, give_back, spare, next: 0, workers, writer, hasher })
     }

@@ -9,7 +9,6 @@ use std::{
     ffi::{OsStr, OsString},
     fs::File,
     io::{self, Read},
-    thread,
 };
 
 use nix::sched::{self, CloneFlags};
@@ -24,6 +23,7 @@ use crate::{
     },
     oci::runtime::{self, Spec},
     runtime::Task,
+    shares,
     tree::{Kind, Node},
 };
 
@@ -242,7 +242,7 @@ fn namespace(host: &Host, pid: i32) -> io::Result<(Node, Vec<Mount>)> {
         info.read_to_end(&mut bytes)?;
         Ok((Node::open("/".as_ref())?, mounts::parse(&bytes)))
     };
-    thread::scope(|scope| scope.spawn(look).join().unwrap_or_else(|_| Err(io::Error::other("the look failed"))))
+    shares::apart(look)?
 }
 
 #[cfg(test)]

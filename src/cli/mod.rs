@@ -185,6 +185,11 @@ impl Cli {
         )
     }
 
+    /// True if it watches another that freezes.
+    pub fn is_watchdog(&self) -> bool {
+        matches!(self.command, Command::Watchdog)
+    }
+
     /// Runs the command; its result goes to `out`, everything else to stderr.
     pub fn run(self, out: &mut dyn Write) -> Result<ExitCode> {
         let globals = &self.globals;

@@ -61,7 +61,8 @@ impl Progress {
         let state = State { stage: None, began: Instant::now(), before: tally::now(), frozen: None };
         let state = Arc::new(Mutex::new(state));
         let live = mode == Mode::Auto && std::io::stderr().is_terminal();
-        let shown = live.then(|| show(name, &state));
+        // On a machine that has no thread to give there is no line.
+        let shown = live.then(|| show(name, &state)).and_then(Result::ok);
         Self { name: name.to_owned(), plain: mode == Mode::Plain, state, shown }
     }
 
@@ -88,14 +89,14 @@ impl Drop for Progress {
     }
 }
 
-fn show(name: &str, state: &Arc<Mutex<State>>) -> (Sender<()>, JoinHandle<()>) {
+fn show(name: &str, state: &Arc<Mutex<State>>) -> std::io::Result<(Sender<()>, JoinHandle<()>)> {
     let (line, state) = (ProgressBar::new_spinner(), state.clone());
     if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix}: {wide_msg}") {
         line.set_style(style);
     }
     line.set_prefix(name.to_owned());
     let (end, ended) = channel();
-    let thread = thread::spawn(move || {
+    let thread = thread::Builder::new().spawn(move || {
         while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
             let state = *state.lock().unwrap_or_else(PoisonError::into_inner);
             if state.stage.is_some() {
@@ -104,8 +105,8 @@ fn show(name: &str, state: &Arc<Mutex<State>>) -> (Sender<()>, JoinHandle<()>) {
             }
         }
         line.finish_and_clear();
-    });
-    (end, thread)
+    })?;
+    Ok((end, thread))
 }
 
 impl State {

@@ -34,6 +34,7 @@ use crate::{
     host::Host,
     oci::runtime::Spec,
     runtime::Task,
+    shares,
 };
 
 /// How the container's network is kept quiet during the dump.
@@ -234,9 +235,9 @@ impl Dump<'_> {
         let (host, task) = (&self.criu.host, self.frozen.task());
         let dirs = Dirs { images: self.images.file.as_raw_fd(), work: self.work.file.as_raw_fd() };
         let (lock, opts) = thread::scope(|scope| {
-            let lock = scope.spawn(|| plan::lock(host, self.criu, task, self.opts.network_lock));
+            let lock = shares::beside(scope, || plan::lock(host, self.criu, task, self.opts.network_lock));
             let opts = plan::plan(host, self.spec, task, self.opts, dirs);
-            (lock.join().unwrap_or(LockMethod::Iptables), opts)
+            (lock.join(), opts)
         });
         self.ask(swrk, Opts { network_lock: Some(lock.into()), ..opts? })?;
         masks::settle(&self.images.path)?;

@@ -9,7 +9,6 @@ use std::{
     fs, io,
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Component, Path, PathBuf},
-    thread,
 };
 
 use super::{Criu, NetworkLock, Options, masks};
@@ -20,6 +19,7 @@ use crate::{
     host::{Host, mounts},
     oci::runtime::{Mount, Spec},
     runtime::{CgroupVersion, Task},
+    shares,
 };
 
 /// `CLONE_NEWNET`: runc never has CRIU restore network devices.
@@ -104,10 +104,7 @@ fn is_quiet(host: &Host, task: &Task) -> bool {
         return true;
     }
     let tables = [of("net/tcp"), of("net/tcp6")];
-    thread::scope(|scope| {
-        let looks = tables.each_ref().map(|table| scope.spawn(|| has_no_peers(table)));
-        looks.into_iter().all(|look| look.join().unwrap_or(false))
-    })
+    shares::of(&tables, |table| has_no_peers(table)).into_iter().all(|is_quiet| is_quiet)
 }
 
 /// The counters of a namespace: `TCP: inuse 0 …`, `TCP6: inuse 0`.

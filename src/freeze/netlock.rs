@@ -7,10 +7,8 @@
 use std::{
     ffi::OsString,
     fs::{self, File},
-    io,
     path::PathBuf,
     process::{Command, Output, Stdio},
-    thread,
 };
 
 use nix::sched::{CloneFlags, setns};
@@ -18,6 +16,7 @@ use nix::sched::{CloneFlags, setns};
 use crate::{
     error::{At, Result},
     host::Host,
+    shares,
 };
 
 /// A network namespace that is not ours: the only kind that CRIU locks.
@@ -50,15 +49,12 @@ impl Netns {
     /// Removes what a killed CRIU left in it. Without the tools there is nothing that we could have left there.
     pub fn unlock(&self) -> Result<()> {
         // setns is of the calling thread only, and so is the namespace that its children get.
-        let result = thread::scope(|scope| {
-            let work = scope.spawn(|| {
-                setns(&self.file, CloneFlags::CLONE_NEWNET)?;
-                remove_rules();
-                Ok::<_, io::Error>(())
-            });
-            work.join().unwrap_or_else(|_| Err(io::Error::other("the thread that entered it panicked")))
+        let entered = shares::apart(|| {
+            setns(&self.file, CloneFlags::CLONE_NEWNET)?;
+            remove_rules();
+            Ok(())
         });
-        result.at("enter", &self.path)
+        entered.flatten().at("enter", &self.path)
     }
 }
 

@@ -47,6 +47,9 @@ const NAME: &str = "thaw-guard";
 /// How long the watchdog may take to start. It takes milliseconds; a machine short of memory needs longer.
 const START: Duration = Duration::from_secs(10);
 
+/// So many bytes of what it complains of are told.
+const MAX_SAID: u64 = 1024;
+
 /// The first line on its stdin.
 #[derive(Debug, Serialize, Deserialize)]
 struct Params {
@@ -66,7 +69,7 @@ impl Watchdog {
     /// Starts one for what the marker describes, and waits until it is armed.
     pub fn arm(host: &Host, marker: &Marker, path: PathBuf) -> Result<Self> {
         let mut command = Command::new(&host.dewar);
-        command.arg0(NAME).arg(SUBCOMMAND).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.arg0(NAME).arg(SUBCOMMAND).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = shield::outside(move || command.spawn()).at("start the watchdog", &host.dewar)?;
         let Some(input) = child.stdin.take() else { return Err(unarmed("it has no stdin")) };
         let watchdog = Self { child, input };
@@ -85,7 +88,13 @@ impl Watchdog {
             return Ok(self);
         }
         self.end();
-        Err(unarmed("it did not say that it is armed"))
+        let mut said = String::new();
+        let stderr = self.child.stderr.take().map(|stderr| stderr.take(MAX_SAID).read_to_string(&mut said));
+        let said = said.trim();
+        Err(match stderr {
+            Some(Ok(n)) if n > 0 => unarmed(said.strip_prefix("dewar: ").unwrap_or(said)),
+            _ => unarmed("it did not say that it is armed"),
+        })
     }
 
     /// Its process.

@@ -7,7 +7,6 @@ use std::{
     fs::{File, OpenOptions, TryLockError},
     io::{self, IoSliceMut, Read, Seek, SeekFrom},
     os::unix::fs::{FileExt, OpenOptionsExt},
-    panic::resume_unwind,
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -24,7 +23,7 @@ use crate::{
     bolt::{self, Db, Piecemeal},
     corrupt::Corrupt,
     error::{At, Error, Result},
-    ledger,
+    ledger, shares,
 };
 
 /// A busy daemon commits a few times a second; so many failures in a row mean something else.
@@ -159,12 +158,10 @@ fn fill(file: &File, bytes: &mut [u8]) -> io::Result<usize> {
     }
     let half = bytes.len() / 2;
     let (front, back) = bytes.split_at_mut(half);
-    let read = thread::scope(|scope| {
-        // On a machine that has no thread to give, one reads it all.
-        let back = thread::Builder::new().spawn_scoped(scope, || read_from(file, back, half as u64)).ok()?;
-        Some((read_from(file, front, 0), back.join().unwrap_or_else(|panic| resume_unwind(panic))))
+    let (front, back) = thread::scope(|scope| {
+        let back = shares::beside(scope, || read_from(file, back, half as u64));
+        (read_from(file, front, 0), back.join())
     });
-    let Some((front, back)) = read else { return read_from(file, bytes, 0) };
     let front = front?;
     // A file that was cut meanwhile has nothing behind the cut.
     if front < half { Ok(front) } else { Ok(half + back?) }

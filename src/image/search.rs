@@ -7,7 +7,6 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs::File,
     io::{self, Read, Write},
-    thread,
 };
 
 use super::{
@@ -20,6 +19,7 @@ use crate::{
     error::{At, Error, Result},
     interrupt,
     pax::{self, Time, Type},
+    shares,
     tree::{FileId, Kind, Node},
 };
 
@@ -106,15 +106,11 @@ pub fn find<'a>(
 ) -> Result<Option<Candidate<'a>>> {
     let candidates = candidates(entries, size, owners, moments, before)?;
     let content: u64 = entries.all.iter().map(|e| e.size).sum();
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(8);
+    let threads = shares::cores().min(8);
     let mut hashed = 0_u64;
     for batch in candidates.chunks(AT_ONCE * threads) {
-        let found: Result<Vec<_>> = thread::scope(|scope| {
-            let share = batch.len().div_ceil(threads);
-            let running: Vec<_> =
-                batch.chunks(share).map(|part| scope.spawn(|| attempt(entries, goal, part))).collect();
-            running.into_iter().map(|t| t.join().unwrap_or(Ok(None))).collect()
-        });
+        let parts: Vec<_> = batch.chunks(batch.len().div_ceil(threads)).collect();
+        let found: Result<Vec<_>> = shares::of(&parts, |part| attempt(entries, goal, part)).into_iter().collect();
         if let Some(hit) = found?.into_iter().flatten().next() {
             return Ok(Some(hit));
         }

@@ -1,6 +1,6 @@
 //! The files' part in a checkpoint: what is copied while the container runs, and what is left to do while it is held still.
 
-use std::{panic::resume_unwind, thread};
+use std::thread;
 
 use super::{
     checkpoint::Run,
@@ -16,6 +16,7 @@ use crate::{
     layout::Staging,
     runtime::Task,
     rw::{self, Draft},
+    shares,
 };
 
 /// What was copied while the container ran.
@@ -78,10 +79,10 @@ impl Run<'_> {
         }
         let outset = rw::Outset::of(rw);
         let (taken, files) = thread::scope(|scope| {
-            let files = scope.spawn(|| capture(draft, outset));
+            let files = shares::beside(scope, || capture(draft, outset));
             let taken = self.take(ready, still, target, staging, progress);
             progress(Stage::Files { held });
-            (taken, files.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            (taken, files.join())
         });
         let (taken, files) = (taken?, files?);
         if taken.images.is_some() {

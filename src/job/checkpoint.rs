@@ -7,7 +7,6 @@
 
 use std::{
     collections::BTreeMap,
-    panic::resume_unwind,
     path::{Path, PathBuf},
     thread,
     time::Instant,
@@ -41,6 +40,7 @@ use crate::{
     raw,
     runtime::{self, CgroupVersion, Task},
     rw::{self, Compression, Layer},
+    shares::{self, Beside},
     tally,
     tree::{Summary, Why},
     volatile,
@@ -406,11 +406,11 @@ impl Run<'_> {
         // To hash memory takes one core, and so long that the layer is ready meanwhile.
         let Taken { images, raw, volatile } = taken;
         let (layer, criu, raw) = thread::scope(|scope| {
-            let raw = raw.as_ref().map(|raw| scope.spawn(|| raw::seal(raw, staging)));
-            let criu = images.as_ref().map(|images| scope.spawn(|| dump::pack::pack(images, staging)));
+            let raw = raw.as_ref().map(|raw| shares::beside(scope, || raw::seal(raw, staging)));
+            let criu = images.as_ref().map(|images| shares::beside(scope, || dump::pack::pack(images, staging)));
             let layer = files.map(|files| self.layer(files, staging)).transpose();
-            let criu = criu.map(|criu| criu.join().unwrap_or_else(|panic| resume_unwind(panic))).transpose();
-            let raw = raw.map(|raw| raw.join().unwrap_or_else(|panic| resume_unwind(panic))).transpose();
+            let criu = criu.map(Beside::join).transpose();
+            let raw = raw.map(Beside::join).transpose();
             Ok::<_, Error>((layer?, criu?, raw?))
         })?;
         let volatile = volatile.map(|v| volatile::seal(v, read::MAX_DOCUMENT, staging)).transpose()?;

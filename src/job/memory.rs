@@ -1,6 +1,6 @@
 //! What is taken of a held task: a dump by CRIU, or where that cannot be had, the raw capture; and what else is volatile.
 
-use std::{panic::resume_unwind, thread};
+use std::thread;
 
 use super::{
     checkpoint::{Memory, Run},
@@ -13,7 +13,7 @@ use crate::{
     freeze::Still,
     layout::Staging,
     oci::volatile::Volatile,
-    raw, volatile,
+    raw, shares, volatile,
 };
 
 /// What was taken of the task.
@@ -67,10 +67,10 @@ impl Run<'_> {
     ) -> Result<Taken> {
         let (host, wanted) = (&self.store.host, &self.options.volatile);
         thread::scope(|scope| {
-            let beside = scope.spawn(move || volatile::capture(host, still, wanted));
+            let beside = shares::beside(scope, move || volatile::capture(host, still, wanted));
             let images = ready.map(|ready| self.dump(ready, still, target, progress)).transpose()?.flatten();
             let raw = if images.is_none() { self.raw(still, staging, progress)? } else { None };
-            let volatile = beside.join().unwrap_or_else(|panic| resume_unwind(panic));
+            let volatile = beside.join();
             Ok(Taken { images, raw, volatile })
         })
     }

@@ -31,7 +31,7 @@ use crate::{
     error::{At, Error, Result},
     interrupt,
     pax::{END, Header, padding},
-    tally,
+    shares, tally,
 };
 
 /// A block of nearly every file system, or a multiple of it.
@@ -157,9 +157,9 @@ impl Assembly {
         host.open(path)?;
         let file = OpenOptions::new().read(true).write(true).open(path).at("open", path)?;
         let digest = thread::scope(|scope| {
-            let synced = scope.spawn(|| file.sync_data());
+            let synced = shares::beside(scope, || file.sync_data());
             let digest = wants_digest.then(|| self.hash()).transpose();
-            copy::joined(synced).at("sync", path)?;
+            synced.join().at("sync", path)?;
             digest
         })?;
         if let Err(e) = fallocate(&file, FallocateFlags::INSERT_RANGE, 0, host.body()) {
@@ -182,7 +182,7 @@ impl Assembly {
         let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path).at("create", &path)?;
         let digest = thread::scope(|scope| {
             let (tell, copied) = mpsc::channel();
-            let hashed = wants_digest.then(|| scope.spawn(|| copy::hash_behind(&file, copied)));
+            let hashed = wants_digest.then(|| shares::beside(scope, || copy::hash_behind(&file, copied)));
             for member in &self.members {
                 // Nobody listens if no digest is wanted, or if it could not be made, which will be said below.
                 member.place(&file, &path, &mut |end| _ = tell.send(end))?;
@@ -190,9 +190,7 @@ impl Assembly {
             file.write_all_at(&END, self.at).at("write", &path)?;
             let _ = tell.send(self.size());
             drop(tell);
-            let panicked = || Err(io::Error::other("the thread that hashes panicked"));
-            let digest =
-                hashed.map(|hashed| hashed.join().unwrap_or_else(|_| panicked()).at("read", &path)).transpose();
+            let digest = hashed.map(|hashed| hashed.join().at("read", &path)).transpose();
             self.finish(&file, &path)?;
             digest
         })?;

@@ -1,13 +1,7 @@
 //! Copying from file to file by the kernel, which shares the blocks where the file system can (btrfs, XFS: reflinks); and
 //! hashing what was copied, on another core.
 
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::FileExt,
-    sync::mpsc,
-    thread::{self, ScopedJoinHandle},
-};
+use std::{fs::File, io, os::unix::fs::FileExt, sync::mpsc, thread};
 
 use rustix::{
     fs::{copy_file_range, ioctl_ficlone},
@@ -16,7 +10,7 @@ use rustix::{
 
 use crate::{
     digest::{Digest, Hasher},
-    interrupt, tally,
+    interrupt, shares, tally,
 };
 
 /// What is copied between two looks at the world.
@@ -32,7 +26,7 @@ pub(super) fn whole(from: &File, to: &File) -> io::Result<(Digest, u64)> {
     let size = if is_shared { to.metadata() } else { from.metadata() }?.len();
     thread::scope(|scope| {
         let (tell, copied) = mpsc::channel();
-        let hashed = scope.spawn(|| hash_behind(to, copied));
+        let hashed = shares::beside(scope, || hash_behind(to, copied));
         if is_shared {
             let _ = tell.send(size);
         } else {
@@ -40,7 +34,7 @@ pub(super) fn whole(from: &File, to: &File) -> io::Result<(Digest, u64)> {
             range(from, to, 0, size, &mut |end| _ = tell.send(end))?;
         }
         drop(tell);
-        joined(hashed).map(|digest| (digest, size))
+        hashed.join().map(|digest| (digest, size))
     })
 }
 
@@ -105,11 +99,6 @@ pub(super) fn hash_behind(file: &File, copied: mpsc::Receiver<u64>) -> io::Resul
         }
     }
     Ok(hasher.finish())
-}
-
-/// What a thread yields; its panic is an error.
-pub(super) fn joined<T>(thread: ScopedJoinHandle<'_, io::Result<T>>) -> io::Result<T> {
-    thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread of dewar panicked")))
 }
 
 #[cfg(test)]

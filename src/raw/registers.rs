@@ -12,7 +12,6 @@
 
 use std::{
     collections::BTreeMap,
-    panic::resume_unwind,
     thread,
     time::{Duration, Instant},
 };
@@ -27,7 +26,12 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{error::Result, freeze::Frozen, runtime::CgroupVersion};
+use crate::{
+    error::{At, Result},
+    freeze::Frozen,
+    runtime::CgroupVersion,
+    shares,
+};
 
 /// How long all threads together may take to stop. They take microseconds, unless one waits for a device.
 const STOP: Duration = Duration::from_secs(1);
@@ -65,7 +69,7 @@ pub fn read(frozen: &Frozen, tids: &[i32]) -> Result<All> {
         Ok(all)
     };
     // Not our main thread: what could not be detached is when this one ends.
-    thread::scope(|scope| scope.spawn(tracer).join().unwrap_or_else(|panic| resume_unwind(panic)))
+    shares::apart(tracer).at("read", "the registers")?
 }
 
 /// What a seized thread does.

@@ -10,7 +10,6 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     os::unix::ffi::OsStringExt,
-    panic::resume_unwind,
     path::PathBuf,
     str::FromStr,
     thread,
@@ -29,6 +28,7 @@ use crate::{
         net::{self, Socket},
         process::{Stat, Status},
     },
+    shares,
 };
 
 /// One kind of it.
@@ -176,13 +176,13 @@ impl Look<'_> {
     fn all(&mut self, pids: &[i32], init: i32) {
         let (host, wanted) = (self.host, self.wanted);
         let rest = thread::scope(|scope| {
-            let beside = scope.spawn(|| {
+            let beside = shares::beside(scope, || {
                 let mut look = Look { host, wanted, volatile: Volatile::default() };
                 look.slow(pids, init);
                 look.volatile
             });
             self.networks(pids);
-            beside.join().unwrap_or_else(|panic| resume_unwind(panic))
+            beside.join()
         });
         let Volatile { processes, mounts, cgroups, notes, .. } = rest;
         (self.volatile.processes, self.volatile.mounts, self.volatile.cgroups) = (processes, mounts, cgroups);
@@ -323,13 +323,10 @@ impl Look<'_> {
         let read = move |table: &str| bounded(host.proc_of(pid, format!("net/{table}")), MAX_TABLE).unwrap_or_default();
         let (slow, quick): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|table| table.starts_with("tcp"));
         thread::scope(|scope| {
-            let slow: Vec<_> = slow.into_iter().map(|table| (table, scope.spawn(move || read(table)))).collect();
+            let slow: Vec<_> =
+                slow.into_iter().map(|table| (table, shares::beside(scope, move || read(table)))).collect();
             let mut all: Vec<_> = quick.into_iter().map(|table| (table, read(table))).collect();
-            let joined = slow.into_iter().map(|(table, read)| {
-                let text = read.join().unwrap_or_else(|panic| resume_unwind(panic));
-                (table, text)
-            });
-            all.extend(joined);
+            all.extend(slow.into_iter().map(|(table, read)| (table, read.join())));
             all.sort_by_key(|(table, _)| net::TABLES.iter().position(|known| known == table));
             all
         })

@@ -117,3 +117,36 @@ fn missing_blobs_are_made_again_or_named_and_the_rest_is_written() {
     assert!(said.contains("localhost/programs:lab"), "{said}");
     holds_all("/tmp/layout");
 }
+
+/// A machine gives so many processes and threads, and not one more.
+#[test]
+fn a_node_that_is_out_of_processes_is_told_so_and_the_container_runs() {
+    let Some(lab) = witness(Containerd::V2_1) else { return };
+    lab.kill_containerd();
+    lab.sh("mkdir /sys/fs/cgroup/pids/few");
+    let (mut refused, mut came_home) = (0, 0);
+    for task in ["auto", "raw"] {
+        for few in 1..=16 {
+            let ran = lab.try_sh(&format!(
+                "rm -rf /tmp/layout; echo {few} > /sys/fs/cgroup/pids/few/pids.max; echo $$ > /sys/fs/cgroup/pids/few/cgroup.procs
+                 exec dewar checkpoint witness -o /tmp/layout --task {task}"
+            ));
+            let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+            let code = ran.status.code();
+            assert!(matches!(code, Some(0..=2)) && !said.contains("panicked"), "{task}, {few}: {code:?} {said}");
+            until("it runs", || lab.freezer_state("witness") == FrozenState::Thawed);
+            lab.ask("witness", &["/bin/witness", "ask"]);
+            if code == Some(2) {
+                assert!(
+                    said.contains("temporarily unavailable") || said.contains("limit of processes"),
+                    "{few}: {said}"
+                );
+                refused += 1;
+            } else {
+                dewar_ok(&lab, &["verify", "/tmp/layout"]);
+                came_home += 1;
+            }
+        }
+    }
+    assert!(refused > 0 && came_home > 0, "{refused} refused, {came_home} came home");
+}

@@ -5,7 +5,6 @@ use std::{
     io::Read,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, AtomicUsize, Ordering},
-    thread,
 };
 
 use super::{
@@ -22,7 +21,7 @@ use crate::{
     digest::{Digest, Hasher},
     error::{At, Error, Result},
     host::{Host, database},
-    interrupt,
+    interrupt, shares,
 };
 
 /// Hears how many bytes of how many are hashed.
@@ -181,7 +180,7 @@ fn in_parallel(
     order.sort_unstable_by_key(|(digest, size)| (std::cmp::Reverse(*size), *digest));
     let total = order.iter().map(|(_, size)| size).sum();
     let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
-    let work = || -> Result<Vec<(Digest, Damage)>> {
+    let work = |_: &usize| -> Result<Vec<(Digest, Damage)>> {
         let mut damaged = Vec::new();
         while let Some((digest, size)) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
             interrupt::check()?;
@@ -195,15 +194,11 @@ fn in_parallel(
         }
         Ok(damaged)
     };
-    let threads = thread::available_parallelism().map_or(2, usize::from).clamp(1, 8);
+    let threads: Vec<usize> = (0..shares::cores().min(8)).collect();
     let mut damaged = Vec::new();
-    thread::scope(|scope| -> Result<()> {
-        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        for handle in handles {
-            damaged.extend(handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
-        }
-        Ok(())
-    })?;
+    for found in shares::of(&threads, work) {
+        damaged.extend(found?);
+    }
     damaged.sort_unstable_by_key(|(digest, _)| *digest);
     Ok((total, damaged))
 }
