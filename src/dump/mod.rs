@@ -206,6 +206,9 @@ pub fn dump(ready: Ready<'_>, still: &Still, spec: &Spec, opts: &Options) -> Res
     if let Some(above) = frozen.frozen_above() {
         return Err(explain_frozen_above(&above));
     }
+    if let Some(tid) = frozen.waits_for_child()? {
+        return Err(explain_waiting(tid));
+    }
     let Ready { criu, swrk, images, work } = ready;
     let dump = Dump { criu, frozen, spec, opts, images: &images, work: &work };
     let result = dump.run(swrk);
@@ -292,6 +295,14 @@ fn explain_frozen_above(above: &Path) -> Error {
             above.display()
         ),
         hint: "thaw that cgroup, or checkpoint without memory (--task never)".into(),
+        log: Vec::new(),
+    }
+}
+
+fn explain_waiting(tid: i32) -> Error {
+    Error::Criu {
+        reason: format!("thread {tid} waits for its child to begin a program (vfork), and cannot be stopped meanwhile"),
+        hint: "it lasts unusually long: see what the child waits for, then run the same command again".into(),
         log: Vec::new(),
     }
 }

@@ -13,6 +13,7 @@ use std::{
 };
 
 pub mod cgroup;
+mod fork;
 pub mod marker;
 pub mod netlock;
 pub mod recover;
@@ -37,6 +38,11 @@ const SETTLE: Duration = Duration::from_secs(5);
 
 /// How long a killed container may take to end; one that writes back a lot takes seconds.
 const END: Duration = Duration::from_secs(30);
+
+/// How often a container is let go again because a process waits for its child to begin a program, and for how long: twice as
+/// long each time. Together a quarter of a second.
+const FORKS: u32 = 8;
+const FORK: Duration = Duration::from_millis(1);
 
 /// How many processes an error names.
 const MAX_CULPRITS: usize = 5;
@@ -71,7 +77,7 @@ pub fn hold(host: &Host, who: &ContainerRef, task: &Task) -> Result<Still> {
     clear_stale(host, who, task)?;
     let former = freezer.state()?.former();
     let mut frozen = Frozen::arm(host, who, task, freezer, former)?;
-    frozen.freeze()?;
+    frozen.freeze_apart_from_forks()?;
     if !host.is_alive(task.init)? {
         return Err(not_held(who, "its first process ended meanwhile", ""));
     }
@@ -165,6 +171,25 @@ impl Frozen {
         };
         let (host, task, watchdog) = (host.clone(), task.clone(), Some(watchdog));
         Ok(Self { host, what: who.to_string(), task, freezer, former, since: None, marker, watchdog })
+    }
+
+    /// Freezes it while no process waits for its child, if such an instant comes soon. One that was paused stays as it is.
+    fn freeze_apart_from_forks(&mut self) -> Result<()> {
+        self.freeze()?;
+        for turn in 0..FORKS {
+            if self.former == Former::Paused || self.waits_for_child()?.is_none() {
+                break;
+            }
+            self.freezer.open()?.thaw()?;
+            thread::sleep(FORK * 2_u32.pow(turn));
+            self.freeze()?;
+        }
+        Ok(())
+    }
+
+    /// A thread that waits for its child to begin a program, and that nothing can stop meanwhile.
+    pub fn waits_for_child(&self) -> Result<Option<i32>> {
+        Ok(fork::waiting(&self.host, &self.pids()?))
     }
 
     fn freeze(&mut self) -> Result<()> {

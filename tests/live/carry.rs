@@ -144,6 +144,42 @@ fn a_program_that_holds_many_kinds_of_state_is_carried() {
     }
 }
 
+/// A parent that waits for its child to begin a program can be stopped by nobody: the checkpoint comes in between; and where
+/// there is no in between, that is said soon, and memory is captured raw.
+#[test]
+fn a_program_that_begins_others_all_the_time_is_carried() {
+    for cgroup in Cgroup::ALL {
+        let Some(lab) = Lab::start(Containerd::V2_1, cgroup) else { return };
+        lab.start_containerd();
+        lab.import("programs");
+        lab.run("spawn", "programs", &["/bin/spawn", "3"], &[]);
+        lab.run("ever", "programs", &["/bin/spawn", "ever"], &[]);
+        let count = || lab.inside("spawn", &["/bin/cat", "/var/lib/spawn"]).stdout;
+        let count = || String::from_utf8_lossy(&count()).trim().parse::<u64>().unwrap_or(0);
+        until("programs end", || count() > 10);
+        lab.kill_containerd();
+
+        let never = lab.dewar(&["checkpoint", "ever", "-o", "/tmp/raw", "--json"]);
+        let report: Value = serde_json::from_slice(&never.stdout).expect("a report");
+        assert_eq!((never.status.code(), &report[0]["memory"]), (Some(1), &"raw".into()), "{report:#}");
+        let findings = report[0]["findings"].as_array().expect("findings");
+        let is_told = |text: &Value| text.as_str().is_some_and(|text| text.contains("begin a program (vfork)"));
+        assert!(findings.iter().any(is_told), "{report:#}");
+        // CRIU would wait for ten seconds, with the container frozen.
+        assert!(report[0]["frozen_ms"].as_f64().is_some_and(|ms| ms < 8000.0), "{report:#}");
+
+        let mut reports = Vec::new();
+        for _ in 0..8 {
+            reports = checkpoint(&lab, &["spawn"], &[]);
+            assert_eq!(reports[0]["memory"], "dumped");
+        }
+        let before = count();
+        carry(&lab, &[("spawn", reference(&reports[0]))]);
+        until("it goes on", || count() > before);
+        assert!(count() < before + 2000, "it began anew");
+    }
+}
+
 /// A live connection needs the flag, and says so; with it the network is locked for the dump and unlocked again.
 #[test]
 fn established_connections_are_dumped_when_asked_and_never_left_locked() {
