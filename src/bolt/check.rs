@@ -61,9 +61,19 @@ fn is_whole<'a>(pages: impl Fn() -> Pages<'a> + Sync, root: u64) -> bool {
 
 /// A walk through all but the records, and the pages that these begin with.
 pub(super) fn lists(pages: Pages<'_>, root: u64) -> (Walk<'_>, Vec<u64>) {
-    let mut walk = Walk { later: Some(Vec::new()), ..Walk::new(pages) };
-    walk.bucket(root, 0);
-    let later = walk.later.take().unwrap_or_default();
+    down_to(pages, root, 0, MANY)
+}
+
+/// A walk through a record but for the buckets in it, and the pages that these begin with: what stands where records do may be
+/// a list itself, of a snapshotter's snapshots or of all content.
+pub(super) fn within(pages: Pages<'_>, root: u64) -> (Walk<'_>, Vec<u64>) {
+    down_to(pages, root, MANY, MANY + 1)
+}
+
+fn down_to(pages: Pages<'_>, root: u64, from: usize, nest: usize) -> (Walk<'_>, Vec<u64>) {
+    let mut walk = Walk { later: Some((nest, Vec::new())), ..Walk::new(pages) };
+    walk.bucket(root, from);
+    let later = walk.later.take().map(|(_, roots)| roots).unwrap_or_default();
     (walk, later)
 }
 
@@ -71,8 +81,8 @@ pub(super) fn lists(pages: Pages<'_>, root: u64) -> (Walk<'_>, Vec<u64>) {
 pub(super) struct Walk<'a> {
     pub pages: Pages<'a>,
     pub findings: Vec<Corrupt>,
-    /// If there is one: the buckets of nest [`MANY`], to be looked at by another walk.
-    later: Option<Vec<u64>>,
+    /// If there is one: a nest, and the buckets in it, to be looked at by another walk.
+    later: Option<(usize, Vec<u64>)>,
 }
 
 impl<'a> Walk<'a> {
@@ -83,6 +93,11 @@ impl<'a> Walk<'a> {
     /// Goes through the record whose bucket begins with page `root`.
     pub fn record(&mut self, root: u64) {
         self.bucket(root, MANY);
+    }
+
+    /// Goes through the bucket within a record that begins with page `root`.
+    pub fn within_record(&mut self, root: u64) {
+        self.bucket(root, MANY + 1);
     }
 
     /// True if nothing is wrong with what it went through.
@@ -100,7 +115,7 @@ impl<'a> Walk<'a> {
         if nest > MAX_NEST {
             return self.say(Corrupt { at: 0, why: "buckets are nested too deeply" });
         }
-        if let Some(later) = self.later.as_mut().filter(|_| nest == MANY) {
+        if let Some((_, later)) = self.later.as_mut().filter(|(later, _)| nest == *later) {
             return later.push(root);
         }
         let leaves = self.pages.leaves(root);

@@ -16,7 +16,7 @@ use std::sync::{
 };
 
 use super::{
-    check::{Walk, lists},
+    check::{Walk, lists, within},
     page::Meta,
     salvage::Reading,
     source::{Kept, Own, PagedFile, ReadAt, Source},
@@ -24,6 +24,8 @@ use super::{
     walk::{Pages, Set},
 };
 use crate::{corrupt::Corrupt, shares};
+
+const TWICE: Corrupt = Corrupt { at: 0, why: "a page hangs in the tree twice" };
 
 /// A database that is read piece by piece.
 pub struct Piecemeal {
@@ -64,11 +66,16 @@ impl Piecemeal {
         let meta = newest(&read, meta.page_size)?;
         let file = PagedFile::new(read, meta.page_size, len);
         let kept = Kept::default();
-        let (all, records) = {
+        let (all, mut records) = {
             let source = Source::Paged { file: &file, kept: &kept, own: None };
             let (walk, records) = lists(Pages::new(source, &meta), meta.root);
             (walk.is_sound().then_some(walk.pages.claimed)?, records)
         };
+        // What hangs in two places would be taken for looked at in both when it was in one.
+        records.sort_unstable();
+        if records.windows(2).any(|pair| pair[0] == pair[1]) {
+            return None;
+        }
         let (seen, reading) = (Mutex::new(Seen { all, records: Set::default() }), Reading::plain(meta));
         Some(Self { file, meta, reading, kept, records, seen, is_broken: AtomicBool::new(false) })
     }
@@ -102,18 +109,52 @@ impl Piecemeal {
     }
 
     fn look_at(&self, page: u64, look: &mut Look) -> Result<(), Corrupt> {
-        let seen = std::mem::take(&mut look.seen.all);
-        let mut walk = Walk::new(Pages::beside(self.source(Some(&look.pages)), &self.meta, seen));
-        walk.record(page);
-        let (is_sound, wrong) = (walk.is_sound(), walk.findings.first().copied());
-        look.seen.all = walk.pages.claimed;
-        let twice = Corrupt { at: 0, why: "a page hangs in the tree twice" };
-        if !is_sound {
-            return Err(wrong.unwrap_or(twice));
-        }
+        self.walk(look, |pages| {
+            let mut walk = Walk::new(pages);
+            walk.record(page);
+            (walk, Vec::new())
+        })?;
         // A page that was read has a number within the file.
         let is_new = usize::try_from(page).is_ok_and(|page| look.seen.records.insert(page));
-        if is_new { Ok(()) } else { Err(twice) }
+        if is_new { Ok(()) } else { Err(TWICE) }
+    }
+
+    /// What `go` leaves for later of a walk in which nothing is wrong.
+    fn walk(
+        &self,
+        look: &mut Look,
+        go: impl for<'w> FnOnce(Pages<'w>) -> (Walk<'w>, Vec<u64>),
+    ) -> Result<Vec<u64>, Corrupt> {
+        let seen = std::mem::take(&mut look.seen.all);
+        let (walk, later) = go(Pages::beside(self.source(Some(&look.pages)), &self.meta, seen));
+        let (is_sound, wrong) = (walk.is_sound(), walk.findings.first().copied());
+        look.seen.all = walk.pages.claimed;
+        if is_sound { Ok(later) } else { Err(wrong.unwrap_or(TWICE)) }
+    }
+
+    /// Goes through what begins with these pages, shared among the cores; what is left for later of all of it.
+    fn go_through(
+        &self,
+        roots: &[u64],
+        go: impl for<'w> Fn(Pages<'w>, u64) -> (Walk<'w>, Vec<u64>) + Sync,
+    ) -> Vec<u64> {
+        let parts: Vec<&[u64]> = roots.chunks(roots.len().div_ceil(shares::cores()).max(1)).collect();
+        let mut all = Vec::new();
+        for (look, later) in shares::of(&parts, |roots| {
+            let (mut look, mut all) = (Look::default(), Vec::new());
+            for root in roots.iter().take_while(|_| !self.has_failed()) {
+                match self.walk(&mut look, |pages| go(pages, *root)) {
+                    Ok(later) => all.extend(later),
+                    Err(_) => self.give_up(),
+                }
+                look.pages.as_mut().clear();
+            }
+            (look, all)
+        }) {
+            self.done(look);
+            all.extend(later);
+        }
+        all
     }
 
     /// What was looked at counts for the whole.
@@ -122,6 +163,11 @@ impl Piecemeal {
         if !seen.all.join(&look.seen.all) || !seen.records.join(&look.seen.records) {
             self.give_up();
         }
+    }
+
+    /// True if something is wrong already, so that nothing that is shown will count.
+    pub fn has_failed(&self) -> bool {
+        self.is_broken.load(Relaxed)
     }
 
     /// Something else about it is wrong: it is to be read as a whole.
@@ -135,21 +181,13 @@ impl Piecemeal {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).records.clone();
         let is_new = |page: &u64| usize::try_from(*page).is_ok_and(|page| !seen.has(page));
         let left: Vec<u64> = self.records.iter().copied().filter(is_new).collect();
-        let parts: Vec<&[u64]> = left.chunks(left.len().div_ceil(shares::cores()).max(1)).collect();
-        for look in shares::of(&parts, |pages| {
-            let mut look = Look::default();
-            for page in *pages {
-                if self.look_at(*page, &mut look).is_err() {
-                    self.give_up();
-                    break;
-                }
-                look.pages.as_mut().clear();
-            }
-            look
-        }) {
-            self.done(look);
-        }
-        !self.is_broken.load(Relaxed) && newest(&self.file.read, self.file.page_size) == Some(self.meta)
+        let within = self.go_through(&left, within);
+        self.go_through(&within, |pages, root| {
+            let mut walk = Walk::new(pages);
+            walk.within_record(root);
+            (walk, Vec::new())
+        });
+        !self.has_failed() && newest(&self.file.read, self.file.page_size) == Some(self.meta)
     }
 }
 

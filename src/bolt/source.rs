@@ -10,6 +10,9 @@ use crate::corrupt::Corrupt;
 /// Fills the bytes from this place of a file on; false if that cannot be done.
 pub type ReadAt = Box<dyn Fn(u64, &mut [u8]) -> bool + Send + Sync>;
 
+/// A long page is read in steps of so many bytes.
+const STEP: u64 = 1 << 20;
+
 /// Pages that were read, by number, each with those it runs on to.
 pub(super) type Kept = FrozenMap<u64, Box<[u8]>>;
 
@@ -32,31 +35,37 @@ impl PagedFile {
         Self { read, page_size, len, left: len.saturating_mul(2).into() }
     }
 
-    fn fill(&self, at: u64, bytes: &mut [u8]) -> Result<(), Corrupt> {
+    /// Adds so many bytes from `at` on. A page may say that it runs on for longer than there is memory, and be a hole: there is
+    /// no room made for more than was read.
+    fn extend(&self, bytes: &mut Vec<u8>, mut at: u64, wanted: u64) -> Result<(), Corrupt> {
         let place = index(at, 0)?;
-        let wanted = bytes.len() as u64;
         if at.checked_add(wanted).is_none_or(|end| end > self.len) {
             return Err(Corrupt { at: place, why: "the page runs past the file" });
         }
         let has_left = self.left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(wanted)).is_ok();
-        if has_left && (self.read)(at, bytes) { Ok(()) } else { Err(Corrupt { at: place, why: "cannot be read" }) }
+        let unable = Corrupt { at: place, why: "cannot be read" };
+        let end = at + wanted;
+        while has_left && at < end {
+            let from = bytes.len();
+            let step = (end - at).min(STEP);
+            bytes.resize(from + index(step, place)?, 0);
+            if !(self.read)(at, &mut bytes[from..]) {
+                return Err(unable);
+            }
+            at += step;
+        }
+        if has_left { Ok(()) } else { Err(unable) }
     }
 
     /// Page `id` with those it runs on to.
     fn run(&self, id: u64) -> Result<Box<[u8]>, Corrupt> {
         let beyond = Corrupt { at: 0, why: "page number beyond the file" };
         let at = id.checked_mul(self.page_size as u64).ok_or(beyond)?;
-        let mut bytes = vec![0; self.page_size];
-        self.fill(at, &mut bytes)?;
-        let more = u64::from(u32_at(&bytes, 12)?) * self.page_size as u64;
-        if more > 0 {
-            let end = at + self.page_size as u64;
-            if more > self.len.saturating_sub(end) {
-                return Err(Corrupt { at: index(at, 0)?, why: "the page runs past the file" });
-            }
-            bytes.resize(self.page_size + index(more, 0)?, 0);
-            self.fill(end, &mut bytes[self.page_size..])?;
-        }
+        let page_size = self.page_size as u64;
+        let mut bytes = Vec::with_capacity(self.page_size);
+        self.extend(&mut bytes, at, page_size)?;
+        let more = u64::from(u32_at(&bytes, 12)?) * page_size;
+        self.extend(&mut bytes, at + page_size, more)?;
         Ok(bytes.into_boxed_slice())
     }
 }

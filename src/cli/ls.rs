@@ -4,7 +4,7 @@ use std::{borrow::Cow, io::Write, process::ExitCode};
 
 use dewar::{
     containerd::{identity::Kind, meta::Origin},
-    error::{Result, with_causes},
+    error::{Error, Result, with_causes},
     host::Host,
     id::Namespace,
     job::{
@@ -47,7 +47,12 @@ pub fn run(args: &Args, hosts: Vec<Host>, namespace: Option<&Namespace>, out: &m
     let filter = Filter { namespace: namespace.cloned(), pods, labels: args.labels.clone() };
     let detail = if is_brief { Detail::Line } else { Detail::All };
     for store in &opened.stores {
-        let (found, unreadable) = list::list(store, &filter, detail)?;
+        let listed = match list::list(store, &filter, detail) {
+            // A daemon may have come meanwhile. One store does not hide the others.
+            Err(e) if opened.stores.len() > 1 && !matches!(e, Error::Interrupted) => (Vec::new(), vec![e]),
+            listed => listed?,
+        };
+        let (found, unreadable) = listed;
         rows = joined(rows, found);
         rows.extend(if args.deleted { list::deleted(store, &filter)? } else { Vec::new() });
         errors.extend(unreadable);

@@ -280,7 +280,7 @@ impl MetaDb {
                 }
                 Body::Pieces(pieces) => {
                     let mut look = Look::default();
-                    all.for_each(|found| {
+                    all.take_while(|_| !pieces.has_failed()).for_each(|found| {
                         let record = found.and_then(|(namespace, id, record)| {
                             let show = |record: &Bucket<'_>| container(namespace, id, record, Bytes::copy_from_slice);
                             pieces.record(&record, &mut look, show)

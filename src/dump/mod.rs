@@ -206,8 +206,8 @@ pub fn dump(ready: Ready<'_>, still: &Still, spec: &Spec, opts: &Options) -> Res
     if let Some(above) = frozen.frozen_above() {
         return Err(explain_frozen_above(&above));
     }
-    if let Some(tid) = frozen.waits_for_child()? {
-        return Err(explain_waiting(tid));
+    if let Some(tid) = frozen.waits_for_child() {
+        return Err(explain_waiting(tid, still.was_paused()));
     }
     let Ready { criu, swrk, images, work } = ready;
     let dump = Dump { criu, frozen, spec, opts, images: &images, work: &work };
@@ -299,10 +299,14 @@ fn explain_frozen_above(above: &Path) -> Error {
     }
 }
 
-fn explain_waiting(tid: i32) -> Error {
+fn explain_waiting(tid: i32, was_paused: bool) -> Error {
+    let hint = match was_paused {
+        true => "it was paused just then: resume it and pause it again, or run the same command while it runs",
+        false => "it lasts unusually long: see what the child waits for, then run the same command again",
+    };
     Error::Criu {
         reason: format!("thread {tid} waits for its child to begin a program (vfork), and cannot be stopped meanwhile"),
-        hint: "it lasts unusually long: see what the child waits for, then run the same command again".into(),
+        hint: hint.into(),
         log: Vec::new(),
     }
 }

@@ -15,12 +15,13 @@ use crate::{host::Host, procfs::process::Stat};
 /// Forked, and no program begun since (`include/linux/sched.h`, `PF_FORKNOEXEC`).
 const NO_PROGRAM: u64 = 0x40;
 
-/// A thread that waits so in one of these processes, which are frozen. Nothing is found where the kernel does not tell.
+/// A thread that waits so in one of these processes, which are frozen; `pids` are in order. Nothing is found where the kernel
+/// does not tell.
 pub(super) fn waiting(host: &Host, pids: &[i32]) -> Option<i32> {
     // Few processes are the child of another without a program of their own; only those have their parents looked at.
     let stat = |pid: &i32| Stat::parse(&fs::read(host.proc_of(*pid, "stat")).ok()?);
     let children = pids.iter().filter_map(stat).filter(|stat| stat.flags & NO_PROGRAM != 0);
-    let parents: BTreeSet<i32> = children.map(|stat| stat.ppid).filter(|pid| pids.contains(pid)).collect();
+    let parents: BTreeSet<i32> = children.map(|stat| stat.ppid).filter(|pid| pids.binary_search(pid).is_ok()).collect();
     let threads = parents.into_iter().flat_map(|pid| {
         let tasks = fs::read_dir(host.proc_of(pid, "task")).into_iter().flatten().flatten();
         tasks.filter_map(|task| task.file_name().to_str()?.parse::<i32>().ok())
@@ -31,7 +32,8 @@ pub(super) fn waiting(host: &Host, pids: &[i32]) -> Option<i32> {
 /// The functions that have waited there, release by release, as the compiler left them: `wchan` names the innermost one that
 /// is not the scheduler's.
 fn is_where(function: &str) -> bool {
-    matches!(function, "wait_for_vfork_done" | "kernel_clone" | "_do_fork" | "do_fork")
+    let name = function.split('.').next();
+    matches!(name, Some("wait_for_vfork_done" | "kernel_clone" | "_do_fork" | "do_fork"))
 }
 
 #[cfg(test)]
@@ -60,7 +62,10 @@ sys.stdin.read()";
         let (host, pid) = (Host::default(), parent.id().cast_signed());
         let family = || {
             let children = fs::read_to_string(host.proc_of(pid, format!("task/{pid}/children"))).unwrap();
-            [pid].into_iter().chain(children.split_whitespace().map(|pid| pid.parse().unwrap())).collect::<Vec<i32>>()
+            let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
+            let mut family: Vec<i32> = [pid].into_iter().chain(children).collect();
+            family.sort_unstable();
+            family
         };
         let until = |is: &dyn Fn() -> bool| {
             let since = Instant::now();

@@ -64,8 +64,8 @@ pub struct Still(Option<Frozen>);
 #[derive(Debug)]
 #[must_use = "a container to be ended is ended by `finish`"]
 pub struct Released {
-    /// How long the container stood still, from the write that froze it to the write that thawed it. `None` if it was
-    /// paused before we came, had no task, or is to be ended.
+    /// How long the container stood still, from the write that froze it, the last one, to the write that thawed it. `None` if
+    /// it was paused before we came, had no task, or is to be ended.
     pub frozen: Option<Duration>,
     held: Option<Frozen>,
 }
@@ -149,6 +149,8 @@ pub struct Frozen {
     freezer: Freezer,
     former: Former,
     since: Option<Instant>,
+    waiting: Option<i32>,
+    let_go: u32,
     marker: MarkerFile,
     /// `None` once nothing is left to undo.
     watchdog: Option<Watchdog>,
@@ -170,26 +172,34 @@ impl Frozen {
             }
         };
         let (host, task, watchdog) = (host.clone(), task.clone(), Some(watchdog));
-        Ok(Self { host, what: who.to_string(), task, freezer, former, since: None, marker, watchdog })
+        let (since, waiting, let_go) = (None, None, 0);
+        let what = who.to_string();
+        Ok(Self { host, what, task, freezer, former, since, waiting, let_go, marker, watchdog })
     }
 
     /// Freezes it while no process waits for its child, if such an instant comes soon. One that was paused stays as it is.
     fn freeze_apart_from_forks(&mut self) -> Result<()> {
         self.freeze()?;
-        for turn in 0..FORKS {
-            if self.former == Former::Paused || self.waits_for_child()?.is_none() {
-                break;
+        loop {
+            self.waiting = fork::waiting(&self.host, &self.pids()?);
+            if self.waiting.is_none() || self.former == Former::Paused || self.let_go == FORKS {
+                return Ok(());
             }
             self.freezer.open()?.thaw()?;
-            thread::sleep(FORK * 2_u32.pow(turn));
+            thread::sleep(FORK * 2_u32.pow(self.let_go));
+            self.let_go += 1;
             self.freeze()?;
         }
-        Ok(())
     }
 
     /// A thread that waits for its child to begin a program, and that nothing can stop meanwhile.
-    pub fn waits_for_child(&self) -> Result<Option<i32>> {
-        Ok(fork::waiting(&self.host, &self.pids()?))
+    pub fn waits_for_child(&self) -> Option<i32> {
+        self.waiting
+    }
+
+    /// How often it was frozen and let go again, before it was frozen to stay so, because a thread waited for its child.
+    pub fn let_go(&self) -> u32 {
+        self.let_go
     }
 
     fn freeze(&mut self) -> Result<()> {

@@ -75,8 +75,10 @@ impl Watchdog {
         let watchdog = Self { child, input };
         let params = Params { marker: marker.clone(), path, proc: host.proc.clone() };
         let line = serde_json::to_string(&params).map_err(|e| unarmed(&e))?;
-        watchdog.tell(&line)?;
-        watchdog.wait_armed()
+        match watchdog.tell(&line) {
+            Ok(()) => watchdog.wait_armed(),
+            Err(e) => Err(watchdog.failed().unwrap_or(e)),
+        }
     }
 
     fn wait_armed(mut self) -> Result<Self> {
@@ -87,14 +89,17 @@ impl Watchdog {
         if is_ready && output.read_exact(&mut word).is_ok() && &word == b"armed\n" {
             return Ok(self);
         }
+        Err(self.failed().unwrap_or_else(|| unarmed("it did not say that it is armed")))
+    }
+
+    /// Ends one that did not come to work; what it complained of.
+    fn failed(mut self) -> Option<Error> {
         self.end();
-        let mut said = String::new();
-        let stderr = self.child.stderr.take().map(|stderr| stderr.take(MAX_SAID).read_to_string(&mut said));
+        let mut said = Vec::new();
+        self.child.stderr.take()?.take(MAX_SAID).read_to_end(&mut said).ok()?;
+        let said = String::from_utf8_lossy(&said);
         let said = said.trim();
-        Err(match stderr {
-            Some(Ok(n)) if n > 0 => unarmed(said.strip_prefix("dewar: ").unwrap_or(said)),
-            _ => unarmed("it did not say that it is armed"),
-        })
+        (!said.is_empty()).then(|| unarmed(said.strip_prefix("dewar: ").unwrap_or(said)))
     }
 
     /// Its process.
@@ -191,7 +196,7 @@ fn listen(lines: impl Iterator<Item = String>, host: &Host, marker: &mut Marker)
 /// the name, the working directory; and asks the memory killer to look elsewhere. Each of these may fail harmlessly.
 fn detach() {
     let _ = setsid();
-    // Blocked, which needs no handler; the programs it starts begin with none blocked.
+    // Blocked, which needs no handler.
     let _ = SigSet::all().thread_block();
     let _ = fs::write("/proc/self/comm", NAME);
     let _ = fs::write("/proc/self/oom_score_adj", "-1000");

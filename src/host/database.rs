@@ -1,4 +1,5 @@
-//! Reading a bolt file that a daemon may own: a copy in memory, under a lock held no longer than the copy takes.
+//! Reading a bolt file that a daemon may own: a copy in memory, under a lock held no longer than the copy takes; or one piece
+//! after another without a lock, which counts if no commit was made meanwhile.
 //!
 //! containerd holds `LOCK_EX` on meta.db from start to end, and waits without limit for a lock of ours
 //! (bbolt `bolt_unix.go`, `flock`; containerd `plugins/metadata/plugin.go`).
@@ -63,6 +64,10 @@ pub fn in_pieces(host: &Host, path: &Path) -> Result<Option<Piecemeal>> {
         Err(TryLockError::Error(_)) => return Ok(None),
     }
     let len = file.metadata().at("look at", path)?.len();
+    // Nothing of such a length is a database, and whoever reads it whole says so.
+    if len > all_memory() {
+        return Ok(None);
+    }
     Ok(Piecemeal::open(Box::new(move |at, bytes| read_cached(&file, at, bytes)), len))
 }
 
@@ -131,9 +136,14 @@ pub fn open(path: &Path) -> Result<File> {
 /// Where reading in two parts begins to pay.
 const LARGE: usize = 8 << 20;
 
-fn copy(file: &File, path: &Path) -> Result<Bytes> {
+/// Bytes of memory that this machine has.
+fn all_memory() -> u64 {
     let memory = system::sysinfo();
-    let most = (memory.totalram as u64).saturating_mul(memory.mem_unit.max(1).into());
+    (memory.totalram as u64).saturating_mul(memory.mem_unit.max(1).into())
+}
+
+fn copy(file: &File, path: &Path) -> Result<Bytes> {
+    let most = all_memory();
     let mut len = file.metadata().at("look at", path)?.len();
     loop {
         if len > most {

@@ -20,7 +20,6 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    thread,
 };
 
 use nix::sched::{self, CloneFlags};
@@ -36,6 +35,7 @@ use super::{
 use crate::{
     error::{At, Error, Result},
     host::Host,
+    shares,
 };
 
 /// A mounted file system, and what is not as it should be with it.
@@ -168,7 +168,7 @@ fn refused(path: &Path, known: Superblock, e: &io::Error) -> Error {
 
 /// A thread may leave the namespace, and the root directory, that the others stay in.
 pub(super) fn in_a_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    thread::scope(|scope| scope.spawn(work).join().unwrap_or_else(|_| Err(io::Error::other("the thread failed"))))
+    shares::apart(work)?
 }
 
 /// What is mounted on `dir` from now on appears in no other namespace.

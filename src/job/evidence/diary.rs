@@ -10,7 +10,7 @@ use crate::{
     criu::rpc::LockMethod,
     dump::Images,
     evidence::{Change, Step},
-    freeze::{After, Still, cgroup::Freezer, marker},
+    freeze::{After, Frozen, Still, cgroup::Freezer, marker},
     host::Host,
     id::ContainerRef,
     runtime::{CgroupVersion, Task},
@@ -69,12 +69,16 @@ impl Diary {
         changes.push(Change {
             what: "freeze".into(),
             how: format!(
-                "cgroup {} by {}{}",
+                "cgroup {} by {}{}{}",
                 task.cgroup.display(),
                 control(task),
                 match still.was_paused() {
                     true => "; it was frozen before, and stays so",
                     false => "",
+                },
+                match still.frozen().map_or(0, Frozen::let_go) {
+                    0 => String::new(),
+                    n => format!("; frozen and let go {n} times before, for a thread waited for its child (vfork)"),
                 }
             ),
             from_ns: Some(from),
