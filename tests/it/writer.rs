@@ -175,6 +175,28 @@ fn in_pieces_each_page_is_read_once() {
     assert!((2000..2080).contains(&pages), "{pages}");
 }
 
+/// A page that says that it runs on through a hole as large as no memory: no room is made for it.
+#[test]
+fn in_pieces_no_room_is_made_for_what_cannot_be_read() {
+    let sandbox = Sandbox::empty();
+    let path = sandbox.root().join("meta.db");
+    put_store(&path, 7);
+    let mut file = std::fs::read(&path).unwrap();
+    let word = |at: usize| u64::from_le_bytes(file[at..at + 8].try_into().unwrap());
+    let newest = if word(64) > word(4096 + 64) { 0 } else { 4096 };
+    let root = word(newest + 32) as usize * 4096;
+    file[root + 12..root + 16].fill(0xff);
+    let largest = Arc::new(AtomicU64::new(0));
+    let seen = largest.clone();
+    let read_at: ReadAt = Box::new(move |at, bytes| {
+        seen.fetch_max(bytes.len() as u64, Relaxed);
+        let from = file.get(at as usize..).and_then(|from| from.get(..bytes.len()));
+        from.map(|from| bytes.copy_from_slice(from)).is_some()
+    });
+    assert!(Piecemeal::open(read_at, 1 << 46).is_none());
+    assert!((4097..=1 << 20).contains(&largest.load(Relaxed)), "{largest:?}");
+}
+
 /// How often it is timed.
 const RUNS: usize = 5;
 
