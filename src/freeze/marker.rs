@@ -6,11 +6,12 @@
 //! A marker is also a lock: it is made only where none is, so two of us never hold one container.
 
 use std::{
-    fs::{self, DirBuilder},
+    fs::{self, DirBuilder, File},
     io::{self, Write},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -72,6 +73,7 @@ impl MarkerFile {
     pub fn create(path: &Path, marker: Marker) -> Result<Self> {
         let dir = path.parent().unwrap_or(Path::new("/"));
         DirBuilder::new().recursive(true).mode(0o700).create(dir).at("create", dir)?;
+        sweep(dir);
         written(dir, &marker)?.persist_noclobber(path).map_err(|e| e.error).at("create", path)?;
         Ok(Self { path: path.to_owned(), marker: Mutex::new(marker) })
     }
@@ -138,9 +140,31 @@ fn dir(host: &Host) -> PathBuf {
     host.run.join("frozen")
 }
 
+/// How the names of files begin that are to become markers.
+const UNFINISHED: &str = ".new-";
+
+/// Between its creation and its lock a file is empty, for less than this.
+const BIRTH: Duration = Duration::from_millis(100);
+
+/// Removes what a `dewar` that was killed while it wrote a marker has left. It is in nobody's way, so no failure is told.
+fn sweep(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let is_unfinished = entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes());
+        let Some(file) = is_unfinished.then(|| File::open(entry.path()).ok()).flatten() else { continue };
+        let is_born = file.metadata().is_ok_and(|meta| {
+            meta.len() > 0 || meta.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age > BIRTH))
+        });
+        if is_born && file.try_lock().is_ok() {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Whole or not at all: a reader never sees half a marker. No sync: the directory does not outlive the machine.
 fn written(dir: &Path, marker: &Marker) -> Result<NamedTempFile> {
-    let mut temp = NamedTempFile::new_in(dir).at("create a file in", dir)?;
+    let mut temp = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(dir).at("create a file in", dir)?;
+    // Held until it has its name: nobody takes it for left behind.
+    let _ = temp.as_file().try_lock_shared();
     let bytes = serde_json::to_vec(marker).map_err(|e| Error::malformed(dir, e))?;
     temp.write_all(&bytes).at("write", temp.path())?;
     Ok(temp)
@@ -178,12 +202,37 @@ mod tests {
     }
 
     #[test]
+    fn what_a_killed_writer_left_is_removed_and_what_is_being_written_is_not() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("frozen");
+        fs::create_dir(&dir).unwrap();
+        let names = || {
+            let mut names: Vec<_> = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        let lives = written(&dir, &marker()).unwrap();
+        let born = dir.join(".new-born");
+        fs::write(&born, "").unwrap();
+        fs::write(dir.join(".new-dead"), "half").unwrap();
+        let file = MarkerFile::create(&dir.join("a.json"), marker()).unwrap();
+        let mut left = [born.file_name().unwrap(), lives.path().file_name().unwrap(), "a.json".as_ref()];
+        left.sort();
+        assert_eq!(names(), left);
+        std::thread::sleep(2 * BIRTH);
+        drop(lives);
+        file.remove().unwrap();
+        MarkerFile::create(&dir.join("a.json"), marker()).unwrap();
+        assert_eq!(names(), ["a.json"]);
+    }
+
+    #[test]
     fn only_whole_markers_are_listed() {
         let temp = tempfile::tempdir().unwrap();
         let host = Host { run: temp.path().to_owned(), ..Host::default() };
         assert!(all(&host).unwrap().is_empty());
         MarkerFile::create(&temp.path().join("frozen/a.json"), marker()).unwrap();
-        fs::write(temp.path().join("frozen/.tmpX"), "half").unwrap();
+        fs::write(temp.path().join("frozen/.new-X"), "half").unwrap();
         assert_eq!(all(&host).unwrap(), [temp.path().join("frozen/a.json")]);
     }
 }
