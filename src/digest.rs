@@ -67,7 +67,7 @@ impl<'de> Deserialize<'de> for Digest {
 }
 
 /// Hashes what passes by.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Hasher(Sha256);
 
 impl Hasher {

@@ -18,12 +18,14 @@ use std::{
     thread,
 };
 
+pub mod follow;
 pub mod hints;
 pub mod masks;
 pub mod pack;
 pub mod plan;
 pub mod swrk;
 
+use follow::Follower;
 use plan::{Dirs, LOG};
 use swrk::{Ended, Swrk};
 
@@ -143,6 +145,10 @@ pub struct Images {
     pub version: Version,
     /// How the network was locked.
     pub network_lock: LockMethod,
+    /// Bytes of memory that were hashed meanwhile; known once they are packed.
+    pub hashed_ahead: u64,
+    /// Whoever has hashed them.
+    follower: Follower,
 }
 
 /// Asks CRIU for its version and has it look at the kernel: what it learns it keeps for the dump. Before the freeze.
@@ -173,6 +179,7 @@ pub struct Ready<'a> {
     swrk: Swrk,
     images: Folder,
     work: Folder,
+    follows: bool,
 }
 
 impl Ready<'_> {
@@ -190,12 +197,13 @@ struct Folder {
 }
 
 /// Starts the CRIU that will dump `task` into `images`; log and statistics go to `work`. Both are made if they are not
-/// there. Before the freeze: it takes CRIU milliseconds to load its libraries, and a file may wait for a journal.
-pub fn start<'a>(criu: &'a Criu, task: &Task, images: &Path, work: &Path) -> Result<Ready<'a>> {
+/// there. Before the freeze: it takes CRIU milliseconds to load its libraries, and a file may wait for a journal. If it
+/// `follows`, the memory is hashed while it is written.
+pub fn start<'a>(criu: &'a Criu, task: &Task, images: &Path, work: &Path, follows: bool) -> Result<Ready<'a>> {
     let swrk = Swrk::start_steady(&criu.host.criu)?;
     let (images, work) = (private_dir(images)?, private_dir(work)?);
     write_descriptors(&images.path, &plan::descriptors(&criu.host, task))?;
-    Ok(Ready { criu, swrk, images, work })
+    Ok(Ready { criu, swrk, images, work, follows })
 }
 
 /// Dumps the held task. After an error the container is held as before.
@@ -209,7 +217,8 @@ pub fn dump(ready: Ready<'_>, still: &Still, spec: &Spec, opts: &Options) -> Res
     if let Some(tid) = frozen.waits_for_child() {
         return Err(explain_waiting(tid, still.was_paused()));
     }
-    let Ready { criu, swrk, images, work } = ready;
+    let Ready { criu, swrk, images, work, follows } = ready;
+    let follower = if follows { Follower::start(&criu.host, frozen.task(), &images.path) } else { Follower::default() };
     let dump = Dump { criu, frozen, spec, opts, images: &images, work: &work };
     let result = dump.run(swrk);
     if result.is_err() {
@@ -219,7 +228,7 @@ pub fn dump(ready: Ready<'_>, still: &Still, spec: &Spec, opts: &Options) -> Res
     let network_lock = result?;
     still.is_still()?;
     let (stats, log) = (work.path.join("stats-dump"), work.path.join(LOG));
-    Ok(Images { dir: images.path, stats, log, version: criu.version, network_lock })
+    Ok(Images { dir: images.path, stats, log, version: criu.version, network_lock, hashed_ahead: 0, follower })
 }
 
 /// One dump, with everything it needs.

@@ -105,7 +105,7 @@ pub fn checkpoint(
     };
     let places = evidence::places(&store.host, &target, options.binds);
     ground::refuse_writable_if(&store.host, &places)?;
-    let mut run = Run { store, options, account: Account::default(), notes, findings, refusal: None };
+    let mut run = Run { store, options, account: Account::default(), notes, findings, refusal: None, hashed_ahead: 0 };
     let criu = run.prepare(&target)?;
     let staging = layout.stage()?;
     progress(Stage::Image);
@@ -142,7 +142,16 @@ pub fn checkpoint(
     Ok(report(
         &bundle,
         &parts,
-        Outcome { memory, criu, exited, frozen, started, notes: run.notes, findings: run.findings },
+        Outcome {
+            memory,
+            criu,
+            hashed_ahead: run.hashed_ahead,
+            exited,
+            frozen,
+            started,
+            notes: run.notes,
+            findings: run.findings,
+        },
     ))
 }
 
@@ -155,6 +164,8 @@ pub(super) struct Run<'a> {
     pub(super) findings: Vec<String>,
     /// Why CRIU does not dump, until it is told.
     pub(super) refusal: Option<Refusal>,
+    /// Bytes of memory that were hashed during the dump.
+    hashed_ahead: u64,
 }
 
 /// What is mounted into the container, and its log.
@@ -255,7 +266,9 @@ impl Run<'_> {
         self.notes.extend(note);
         let Some(criu) = criu else { return Ok(None) };
         let (images, work) = (staging.folder("criu")?, staging.folder("criu-work")?);
-        let started = dump::start(criu, task, &images, &work);
+        // What is sealed is hashed as it passes the cipher.
+        let follows = staging.recipients().is_none();
+        let started = dump::start(criu, task, &images, &work, follows);
         self.or_raw(started)
     }
 
@@ -404,15 +417,16 @@ impl Run<'_> {
         let log = mounts.log.map(|log| self.log(log, staging)).transpose()?;
         let lacking = self.findings.clone();
         // To hash memory takes one core, and so long that the layer is ready meanwhile.
-        let Taken { images, raw, volatile } = taken;
+        let Taken { mut images, raw, volatile } = taken;
         let (layer, criu, raw) = thread::scope(|scope| {
             let raw = raw.as_ref().map(|raw| shares::beside(scope, || raw::seal(raw, staging)));
-            let criu = images.as_ref().map(|images| shares::beside(scope, || dump::pack::pack(images, staging)));
+            let criu = images.as_mut().map(|images| shares::beside(scope, || dump::pack::pack(images, staging)));
             let layer = files.map(|files| self.layer(files, staging)).transpose();
             let criu = criu.map(Beside::join).transpose();
             let raw = raw.map(Beside::join).transpose();
             Ok::<_, Error>((layer?, criu?, raw?))
         })?;
+        self.hashed_ahead = images.as_ref().map_or(0, |images| images.hashed_ahead);
         let volatile = volatile.map(|v| volatile::seal(v, read::MAX_DOCUMENT, staging)).transpose()?;
         let committed = match &layer {
             Some(layer) if target.image.is_some() || target.parent.is_none() => {

@@ -64,6 +64,8 @@ pub struct Report {
     pub frozen_ms: Option<f64>,
     /// How long all took.
     pub total_ms: f64,
+    /// Bytes of memory that were hashed while CRIU wrote them: nobody waits for these any more.
+    pub hashed_ahead: u64,
     /// The container was stopped.
     pub exited: bool,
     /// Sizes of the parts.
@@ -123,6 +125,7 @@ pub struct Sizes {
 pub(super) struct Outcome {
     pub(super) memory: &'static str,
     pub(super) criu: Option<Criu>,
+    pub(super) hashed_ahead: u64,
     pub(super) exited: bool,
     pub(super) frozen: Option<std::time::Duration>,
     pub(super) started: Instant,
@@ -142,6 +145,7 @@ pub(super) fn report(bundle: &Bundle, parts: &Parts, outcome: Outcome) -> Report
         criu: outcome.criu.map(|c| c.version.to_string()),
         frozen_ms: outcome.frozen.map(ms),
         total_ms: ms(outcome.started.elapsed()),
+        hashed_ahead: outcome.hashed_ahead,
         exited: outcome.exited,
         sizes: Sizes {
             rw_layer: parts.layer.as_ref().map_or(0, |l| l.blob.size),

@@ -14,6 +14,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
+    ops::Range,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::mpsc,
@@ -46,6 +47,15 @@ pub struct Assembly {
     members: Vec<Member>,
     /// Where the next header goes.
     at: u64,
+    /// Its beginning, as far as it is hashed.
+    hashed: Hashed,
+}
+
+/// The beginning of something: how long it is, and its digest in the making.
+#[derive(Debug, Default, Clone)]
+struct Hashed {
+    len: u64,
+    hasher: Hasher,
 }
 
 /// One entry: its header, and the file that has its content.
@@ -71,10 +81,14 @@ impl Member {
     /// The file with the content, which may have become another since it was looked at.
     fn open(&self, path: &Path) -> Result<File> {
         let file = open_regular(path)?;
-        match file.metadata().at("read", path)?.len() {
-            len if len == self.size => Ok(file),
-            _ => Err(Error::malformed(path, "its size changes while it is read")),
+        match self.is_whole(&file).at("read", path)? {
+            true => Ok(file),
+            false => Err(Error::malformed(path, "its size changes while it is read")),
         }
+    }
+
+    fn is_whole(&self, file: &File) -> io::Result<bool> {
+        Ok(file.metadata()?.len() == self.size)
     }
 }
 
@@ -96,6 +110,26 @@ impl Assembly {
         let member = Member { at: self.at, head, content, size: header.size };
         self.at = member.end();
         self.members.push(member);
+    }
+
+    /// Takes in, of the last entry's content, the first `len` bytes: they are there for good, though their file may still grow.
+    /// What is hashed so early is not read again for the digest.
+    pub fn hash_ahead(&mut self, len: u64) -> Result<()> {
+        let Some(last) = self.members.last() else { return Ok(()) };
+        let end = last.body() + len.min(last.size);
+        let mut hashed = std::mem::take(&mut self.hashed);
+        let taken = self.each_piece(hashed.len..end, &mut |piece| {
+            hashed.hasher.update(piece);
+            hashed.len += piece.len() as u64;
+            Ok(())
+        });
+        self.hashed = hashed;
+        taken
+    }
+
+    /// How many bytes of it are hashed.
+    pub fn hashed(&self) -> u64 {
+        self.hashed.len
     }
 
     /// Adds an entry whose content is another tar, of `header.size` bytes.
@@ -126,7 +160,7 @@ impl Assembly {
 
     /// Writes it as a stream, and leaves all as it is.
     pub fn stream(&self, out: &mut dyn Write) -> Result<()> {
-        self.each_piece(&mut |piece| out.write_all(piece))?;
+        self.each_piece(0..self.size(), &mut |piece| out.write_all(piece))?;
         out.flush().at("write", "the tar")
     }
 
@@ -182,7 +216,8 @@ impl Assembly {
         let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path).at("create", &path)?;
         let digest = thread::scope(|scope| {
             let (tell, copied) = mpsc::channel();
-            let hashed = wants_digest.then(|| shares::beside(scope, || copy::hash_behind(&file, copied)));
+            let begun = (self.hashed.len, self.hashed.hasher.clone());
+            let hashed = wants_digest.then(|| shares::beside(scope, || copy::hash_behind(&file, begun, copied)));
             for member in &self.members {
                 // Nobody listens if no digest is wanted, or if it could not be made, which will be said below.
                 member.place(&file, &path, &mut |end| _ = tell.send(end))?;
@@ -205,34 +240,59 @@ impl Assembly {
 
     /// The digest that it will have.
     pub fn hash(&self) -> Result<Digest> {
-        let mut hasher = Hasher::default();
-        self.each_piece(&mut |piece| {
+        let Hashed { len, mut hasher } = self.hashed.clone();
+        self.each_piece(len..self.size(), &mut |piece| {
             hasher.update(piece);
             Ok(())
         })?;
         Ok(hasher.finish())
     }
 
-    /// Calls `each` with all the bytes of the tar, in order.
-    fn each_piece(&self, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<()> {
-        let mut buffer = vec![0; PIECE];
-        for member in &self.members {
-            each(&member.head).at("write", "the tar")?;
+    /// Calls `each` with the bytes of the tar that lie in `range`, in order.
+    fn each_piece(&self, range: Range<u64>, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<()> {
+        let mut buffer = Vec::new();
+        for member in self.members.iter().filter(|member| member.at < range.end && range.start < member.end()) {
+            each(within(&member.head, member.at, &range)).at("write", "the tar")?;
             let Some(path) = &member.content else { continue };
-            let file = member.open(path)?;
-            let mut at = 0;
-            while at < member.size {
-                interrupt::check()?;
-                // Fits: a piece's length at most.
-                let piece = &mut buffer[..(member.size - at).min(PIECE as u64) as usize];
-                file.read_exact_at(piece, at).at("read", path)?;
-                each(piece).at("write", "the tar")?;
-                tally::bytes(piece.len());
-                at += piece.len() as u64;
-            }
-            each(&END[..padding(member.size)]).at("write", "the tar")?;
+            member.each_piece(path, &range, &mut buffer, each)?;
+            let end = member.body() + member.size;
+            each(within(&END[..padding(member.size)], end, &range)).at("write", "the tar")?;
         }
-        each(&END).at("write", "the tar")
+        each(within(&END, self.at, &range)).at("write", "the tar")
+    }
+}
+
+/// Of bytes that lie at `at`, those in `range`.
+fn within<'b>(bytes: &'b [u8], at: u64, range: &Range<u64>) -> &'b [u8] {
+    // No more than the bytes there are.
+    let offset = |end: u64| end.saturating_sub(at).min(bytes.len() as u64) as usize;
+    bytes.get(offset(range.start)..offset(range.end)).unwrap_or_default()
+}
+
+impl Member {
+    /// Calls `each` with the bytes of the content that lie in `range` of the tar. Of a file that is to be read to its end, it is
+    /// known how long it is.
+    fn each_piece(
+        &self,
+        path: &Path,
+        range: &Range<u64>,
+        buffer: &mut Vec<u8>,
+        each: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<()> {
+        let body = self.body();
+        let (mut at, end) = (range.start.saturating_sub(body), range.end.saturating_sub(body).min(self.size));
+        let file = if range.end < self.end() { open_regular(path)? } else { self.open(path)? };
+        buffer.resize(PIECE, 0);
+        while at < end {
+            interrupt::check()?;
+            // Fits: a piece's length at most.
+            let piece = &mut buffer[..(end - at).min(PIECE as u64) as usize];
+            file.read_exact_at(piece, at).at("read", path)?;
+            each(piece).at("write", "the tar")?;
+            tally::bytes(piece.len());
+            at += piece.len() as u64;
+        }
+        Ok(())
     }
 }
 
@@ -348,6 +408,35 @@ mod tests {
         whole.stream(&mut nested).unwrap();
         assert!(outer == nested);
         assert_eq!(whole.size(), outer.len() as u64);
+    }
+
+    #[test]
+    fn what_is_hashed_while_it_grows_is_not_read_again() {
+        for base in [concat!(env!("CARGO_MANIFEST_DIR"), "/target"), "/dev/shm"] {
+            let Ok(temp) = tempfile::tempdir_in(base) else { continue };
+            let (path, size) = (temp.path().join("grows"), 3 * LARGE as usize + 5);
+            let content = content("g", size);
+            let mut tar = Assembly::default();
+            tar.push(&header("grows", size as u64), Some(path.clone()));
+            for len in [1, PIECE, PIECE + 1, size - 1, size - 1, size] {
+                fs::write(&path, &content[..len]).unwrap();
+                tar.hash_ahead(len as u64).unwrap();
+            }
+            // More than there will be, and more than there is.
+            tar.hash_ahead(size as u64 + 1).unwrap();
+            fs::write(temp.path().join("late"), "late").unwrap();
+            tar.push(&header("late", 4), Some(temp.path().join("late")));
+            let mut whole = Vec::new();
+            tar.stream(&mut whole).unwrap();
+            assert_eq!(tar.hash().unwrap(), Digest::of(&whole), "{base}");
+            // Other bytes of the same length: the digest is that of those that were hashed.
+            fs::write(&path, vec![0; size]).unwrap();
+            let (_, copied) = tar.clone().copy(temp.path(), true).unwrap();
+            assert_eq!(copied, Some(Digest::of(&whole)), "{base}");
+            fs::write(temp.path().join("late"), "late").unwrap();
+            fs::write(&path, "short").unwrap();
+            assert!(tar.hash().is_err(), "{base}: it is not as long as its header says");
+        }
     }
 
     #[test]

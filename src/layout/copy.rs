@@ -26,7 +26,7 @@ pub(super) fn whole(from: &File, to: &File) -> io::Result<(Digest, u64)> {
     let size = if is_shared { to.metadata() } else { from.metadata() }?.len();
     thread::scope(|scope| {
         let (tell, copied) = mpsc::channel();
-        let hashed = shares::beside(scope, || hash_behind(to, copied));
+        let hashed = shares::beside(scope, || hash_behind(to, <_>::default(), copied));
         if is_shared {
             let _ = tell.send(size);
         } else {
@@ -85,9 +85,13 @@ pub(super) fn is_unable(e: Errno) -> bool {
     matches!(e, Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::XDEV | Errno::PERM | Errno::FBIG)
 }
 
-/// Hashes a file that grows, up to where `copied` says that it is there.
-pub(super) fn hash_behind(file: &File, copied: mpsc::Receiver<u64>) -> io::Result<Digest> {
-    let (mut hasher, mut buffer, mut at) = (Hasher::default(), vec![0; PIECE], 0);
+/// Hashes a file that grows, up to where `copied` says that it is there; so many bytes of it the hasher has taken in already.
+pub(super) fn hash_behind(
+    file: &File,
+    (mut at, mut hasher): (u64, Hasher),
+    copied: mpsc::Receiver<u64>,
+) -> io::Result<Digest> {
+    let mut buffer = vec![0; PIECE];
     for end in copied {
         while at < end {
             // Fits: a piece at most.

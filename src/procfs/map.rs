@@ -37,10 +37,14 @@ pub struct Map {
     pub path: Vec<u8>,
     /// Bytes of it that are in memory.
     pub rss: u64,
+    /// Bytes of it that are in memory and of no file: of a private mapping, what is its own.
+    pub anonymous: u64,
     /// Bytes of it that are swapped out.
     pub swap: u64,
     /// It maps a device's own memory (`VmFlags`: `io` or `pf`), which may not be read.
     pub device: bool,
+    /// The kernel may drop it at any time (`VmFlags`: `dp`, since Linux 6.11).
+    pub droppable: bool,
 }
 
 impl Map {
@@ -96,8 +100,14 @@ impl Map {
         let kib = |word: Option<&[u8]>| word.and_then(|w| number(w, 10)).unwrap_or(0).saturating_mul(1024);
         match words.next() {
             Some(b"Rss:") => self.rss = kib(words.next()),
+            Some(b"Anonymous:") => self.anonymous = kib(words.next()),
             Some(b"Swap:") => self.swap = kib(words.next()),
-            Some(b"VmFlags:") => self.device = words.any(|flag| flag == b"io" || flag == b"pf"),
+            Some(b"VmFlags:") => {
+                for flag in words {
+                    self.device |= flag == b"io" || flag == b"pf";
+                    self.droppable |= flag == b"dp";
+                }
+            }
             _ => {}
         }
     }
@@ -165,7 +175,7 @@ mod tests {
     #[test]
     fn mappings_are_read_in_pieces_of_any_size() {
         let text = b"7f00-7f01000 rw-s 00001000 fd:01 1234                       /dev/x y (deleted)\nSize: 4 kB\n\
-            Rss:                   8 kB\nSwap:  12 kB\nVmFlags: rd wr sh pf io \n\
+            Rss:                   8 kB\nAnonymous: 4 kB\nSwap:  12 kB\nVmFlags: rd wr sh pf io dp \n\
             ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]\n\
             10000-20000 ---p 00000000 00:00 0 \n";
         let whole = maps(text);
@@ -174,7 +184,8 @@ mod tests {
         assert_eq!((first.start, first.end, first.offset, first.inode), (0x7f00, 0x7f01000, 0x1000, 1234));
         assert!(first.read && first.write && !first.execute && first.shared && first.device && first.is_deleted());
         assert_eq!(first.device_id, (0xfd, 1));
-        assert_eq!((first.rss, first.swap, first.path.as_slice()), (8192, 12288, &b"/dev/x y (deleted)"[..]));
+        assert_eq!((first.rss, first.anonymous, first.swap, first.droppable), (8192, 4096, 12288, true));
+        assert_eq!(first.path, b"/dev/x y (deleted)");
         assert_eq!((whole[1].path.as_slice(), whole[1].execute), (&b"[vsyscall]"[..], true));
         assert!(!whole[2].read && whole[2].path.is_empty());
         for size in [1, 7, 64] {

@@ -385,6 +385,7 @@ fn a_report_has_the_figures() {
         "criu": null,
         "frozen_ms": null,
         "total_ms": 0,
+        "hashed_ahead": 0,
         "exited": false,
         "sizes": {
           "rw_layer": 0,
