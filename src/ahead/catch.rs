@@ -22,7 +22,7 @@ use super::{
     draft::Drafted,
     make::{Made, Maker},
     probe::Touched,
-    record::{META, Record, Recorded, read_meta, write_meta},
+    record::{Line, META, Record, Recorded, is_beyond, read_meta, write_meta},
 };
 use crate::{
     error::{At, Error, Result},
@@ -38,15 +38,52 @@ const MAX_HEAD: usize = 2 * MAX_RECORDS;
 pub struct Catcher<'d> {
     draft: &'d Drafted,
     doubt: &'d Doubt,
-    recorded: Recorded,
     touched: Touched,
-    /// The draft's entry that was not met yet.
-    next: Option<Record>,
+    /// Where in the draft's records it is.
+    recorded: Cursor,
+    /// The same of one who walks through the tree beforehand.
+    beforehand: Option<Cursor>,
     /// The content of the entry that comes is that of `next`.
     is_had: bool,
     /// How many of a kind there were in a row: of those that stayed, and of those that are no more.
     run: (u8, u64),
     out: BufWriter<File>,
+}
+
+/// A place in the draft's records.
+struct Cursor {
+    recorded: Recorded,
+    /// What comes there.
+    next: Option<Line>,
+}
+
+impl Cursor {
+    fn begin(draft: &Drafted) -> Result<Self> {
+        let mut cursor = Self { recorded: draft.records()?, next: None };
+        cursor.step().map(|()| cursor)
+    }
+
+    fn step(&mut self) -> Result<()> {
+        self.next = self.recorded.met().at("read", "the records of a draft")?;
+        Ok(())
+    }
+
+    /// How what comes there stands to `key`.
+    fn order(&self, key: &[u8]) -> Option<Ordering> {
+        self.next.as_ref().map(|line| order(line.path(), key))
+    }
+
+    /// The entry that comes there, if it is of this path.
+    fn entry(&self, key: &[u8]) -> Option<&Record> {
+        match &self.next {
+            Some(Line::Entry(record)) if record.path == key => Some(record),
+            _ => None,
+        }
+    }
+
+    fn is_entry(&self) -> bool {
+        matches!(self.next, Some(Line::Entry(_)))
+    }
 }
 
 const SAME: u8 = b's';
@@ -55,10 +92,9 @@ const GONE: u8 = b'k';
 impl<'d> Catcher<'d> {
     /// Begins to; what `doubt` tells of is read again, and what was `touched` is come by.
     pub fn begin(draft: &'d Drafted, doubt: &'d Doubt, touched: Touched, staging: &Staging) -> Result<Self> {
-        let mut recorded = draft.records()?;
-        let next = recorded.next().at("read", "the records of a draft")?;
+        let recorded = Cursor::begin(draft)?;
         let out = BufWriter::with_capacity(1 << 20, staging.scratch()?);
-        Ok(Self { draft, doubt, recorded, touched, next, is_had: false, run: (SAME, 0), out })
+        Ok(Self { draft, doubt, touched, recorded, beforehand: None, is_had: false, run: (SAME, 0), out })
     }
 
     /// All entries are in.
@@ -68,23 +104,34 @@ impl<'d> Catcher<'d> {
         Ok(Caught { file })
     }
 
-    fn step(&mut self) -> Result<()> {
-        self.next = self.recorded.next().at("read", "the records of a draft")?;
+    /// Passes over what the draft has before `key`.
+    fn seek(&mut self, key: &[u8]) -> Result<()> {
+        while self.recorded.order(key) == Some(Ordering::Less) {
+            self.pass_over(GONE)?;
+        }
         Ok(())
     }
 
-    /// Passes over what the draft has before `key`.
-    fn seek(&mut self, key: &[u8]) -> Result<bool> {
-        while let Some(record) = &self.next {
-            match order(&record.path, key) {
-                Ordering::Less => {
-                    self.count(GONE)?;
-                    self.step()?;
-                }
-                found => return Ok(found == Ordering::Equal),
+    /// The same, but for a directory above it that has an entry in the draft and was not met yet: where two trees are compared it
+    /// is met when something in it is to be written, if there is.
+    fn approach(&mut self, key: &[u8]) -> Result<()> {
+        while self.recorded.order(key) == Some(Ordering::Less) {
+            if let Some(Line::Entry(record)) = &self.recorded.next
+                && !is_beyond(key, &record.path)
+            {
+                return Ok(());
             }
+            self.pass_over(GONE)?;
         }
-        Ok(false)
+        Ok(())
+    }
+
+    /// Passes over one line; an entry is counted among these.
+    fn pass_over(&mut self, kind: u8) -> Result<()> {
+        if self.recorded.is_entry() {
+            self.count(kind)?;
+        }
+        self.recorded.step()
     }
 
     fn count(&mut self, kind: u8) -> Result<()> {
@@ -145,24 +192,50 @@ fn order(one: &[u8], other: &[u8]) -> Ordering {
 
 impl Sink for Catcher<'_> {
     fn has(&mut self, key: &[u8], data: &Meta, body: u64) -> Result<bool> {
-        let is_met = self.seek(key)?;
-        let record = self.next.as_ref().filter(|record| is_met && record.shape.body == body);
+        self.seek(key)?;
+        let record = self.recorded.entry(key).filter(|record| record.shape.body == body);
         let stamp = record.and_then(|record| record.stamp.as_ref());
         self.is_had = stamp.is_some_and(|stamp| stamp.is_of(data) && !self.doubt.is_about(data));
         Ok(self.is_had)
     }
 
     fn rests(&mut self, key: &[u8]) -> Result<Option<Summary>> {
-        if self.touched.is_about(key) || !self.seek(key)? {
+        self.approach(key)?;
+        if self.touched.is_about(key) || self.recorded.order(key) != Some(Ordering::Equal) {
             return Ok(None);
         }
         let mut resting = Summary::default();
-        while let Some(record) = self.next.as_ref().filter(|record| !record.is_beyond(key)) {
-            record.count(&mut resting);
-            self.count(SAME)?;
-            self.step()?;
+        while let Some(line) = self.recorded.next.as_ref().filter(|line| !is_beyond(line.path(), key)) {
+            if let Line::Entry(record) = line {
+                record.count(&mut resting);
+            }
+            self.pass_over(SAME)?;
         }
         Ok(Some(resting))
+    }
+
+    fn rests_beforehand(&mut self, key: &[u8]) -> Result<bool> {
+        if self.touched.is_about(key) {
+            return Ok(false);
+        }
+        let cursor = match &mut self.beforehand {
+            Some(cursor) => cursor,
+            none => none.insert(Cursor::begin(self.draft)?),
+        };
+        while cursor.order(key) == Some(Ordering::Less) {
+            cursor.step()?;
+        }
+        let rests = cursor.order(key) == Some(Ordering::Equal);
+        while rests && cursor.next.as_ref().is_some_and(|line| !is_beyond(line.path(), key)) {
+            cursor.step()?;
+        }
+        Ok(rests)
+    }
+
+    fn about_to_read(&mut self) {}
+
+    fn passes(&mut self, _: &[u8], _: &Meta) -> Result<()> {
+        Ok(())
     }
 
     fn odd(&mut self, _: &[u8]) {}
@@ -171,15 +244,14 @@ impl Sink for Catcher<'_> {
         let Entry { key, head, body, .. } = entry;
         let is_had = std::mem::take(&mut self.is_had);
         let shape = Shape::of(key, head.len() as u64, body);
-        let is_met = self.seek(key)?;
-        let record = self.next.as_ref().filter(|_| is_met);
+        self.seek(key)?;
+        let record = self.recorded.entry(key);
         let has_body = body == 0 || is_had;
         if has_body && record.is_some_and(|record| record.shape == shape && record.sum == self.draft.sum(head)) {
-            self.count(SAME)?;
-            return self.step();
+            return self.pass_over(SAME);
         }
         self.entry(shape, &entry, is_had).at("write", "what changed")?;
-        if is_had { self.step() } else { Ok(()) }
+        if is_had { self.recorded.step() } else { Ok(()) }
     }
 
     fn bytes(&mut self, bytes: &[u8]) -> Result<()> {

@@ -81,6 +81,23 @@ impl Sink for Drafter<'_> {
         Ok(None)
     }
 
+    fn rests_beforehand(&mut self, _: &[u8]) -> Result<bool> {
+        Ok(false)
+    }
+
+    fn about_to_read(&mut self) {
+        (self.before)();
+    }
+
+    fn passes(&mut self, path: &[u8], meta: &Meta) -> Result<()> {
+        self.record()?;
+        if let Some(records) = &mut self.records {
+            records.put_passed(path, &Seen::of(meta, false, self.then)).at("write", "the records of a draft")?;
+        }
+        self.then = now();
+        Ok(())
+    }
+
     fn odd(&mut self, path: &[u8]) {
         if let Some(records) = &mut self.records
             && let Err(e) = records.put_odd(path)

@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     doubt::Doubt,
-    record::{Line, Record, Recorded},
+    record::{Line, Record, Recorded, Seen},
 };
 use crate::{
     error::{At, Result},
@@ -132,23 +132,24 @@ impl<'p> Looker<'p> {
             }
             for line in lines.drain(..) {
                 match line {
-                    Line::Entry(record) if self.rests(&record) => {}
-                    Line::Entry(Record { path, .. }) | Line::Odd(path) => self.touched.add(&path),
+                    Line::Entry(Record { path, seen, .. }) if self.rests(&path, seen.as_ref()) => {}
+                    Line::Passed(path, seen) if self.rests(&path, Some(&seen)) => {}
+                    line => self.touched.add(line.path()),
                 }
             }
         }
     }
 
-    fn rests(&mut self, record: &Record) -> bool {
-        let Some(seen) = record.seen.as_ref().filter(|seen| seen.may_rest) else {
+    fn rests(&mut self, path: &[u8], seen: Option<&Seen>) -> bool {
+        let Some(seen) = seen.filter(|seen| seen.may_rest) else {
             // The end of the archive lies nowhere.
-            return record.path == END_KEY;
+            return path == END_KEY;
         };
-        if let Some((_, meta)) = self.probe.before.filter(|(path, _)| *path == record.path) {
+        if let Some((_, meta)) = self.probe.before.filter(|(before, _)| *before == path) {
             return seen.rests(meta);
         }
         let (root, is_file) = (&self.probe.root.meta, seen.meta.kind == Kind::File);
-        self.look_at(&record.path).is_ok_and(|now| {
+        self.look_at(path).is_ok_and(|now| {
             // The same inode may have been mounted there since.
             seen.rests(&now) && now.is_on_mount_of(root) && !(is_file && self.doubt.is_about(&now))
         })
@@ -204,10 +205,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        ahead::{
-            cut::Shape,
-            record::{Records, Seen},
-        },
+        ahead::{cut::Shape, record::Records},
         pax::Time,
     };
 

@@ -10,7 +10,8 @@
 //!                         4 4 device number  4 links  4 4 device  8 inode
 //! ```
 //! Flags: 4, the stamp is the inode's own and not repeated; 8, it deletes what the image has there; 16, it may rest; 32, no
-//! entry, but a path of which something else was told; 64, a segment may end before it. Numbers are little-endian. It is read
+//! entry, but a path of which something else was told; 64, a segment may end before it; 128, no entry, but an inode for which there
+//! is none. Numbers are little-endian. It is read
 //! while a container stands still, so it is not compressed, and nothing is worked out anew.
 
 use std::{
@@ -40,12 +41,20 @@ pub struct Record {
     pub seen: Option<Seen>,
 }
 
-impl Record {
-    /// True if it is not the entry `path` nor of anything below it.
-    pub fn is_beyond(&self, path: &[u8]) -> bool {
-        self.path.strip_prefix(path).is_none_or(|rest| rest.first().is_some_and(|&byte| byte != b'/'))
-    }
+/// True unless `path` is `of` or lies below it.
+pub fn is_beyond(path: &[u8], of: &[u8]) -> bool {
+    path.strip_prefix(of).is_none_or(|rest| rest.first().is_some_and(|&byte| byte != b'/'))
+}
 
+impl Line {
+    /// Its path.
+    pub fn path(&self) -> &[u8] {
+        let (Self::Entry(Record { path, .. }) | Self::Passed(path, _) | Self::Odd(path)) = self;
+        path
+    }
+}
+
+impl Record {
     /// Adds it to the account.
     pub fn count(&self, into: &mut Summary) {
         into.written += self.shape.len();
@@ -94,6 +103,8 @@ impl Seen {
 pub enum Line {
     /// An entry.
     Entry(Record),
+    /// What lies there has no entry: it is as the image has it.
+    Passed(Vec<u8>, Seen),
     /// Something else was told of this path: whoever comes by must tell it again.
     Odd(Vec<u8>),
 }
@@ -145,6 +156,7 @@ const IS_WHITEOUT: u8 = 8;
 const MAY_REST: u8 = 16;
 const IS_ODD: u8 = 32;
 const MAY_CUT: u8 = 64;
+const IS_PASSED: u8 = 128;
 
 impl Records {
     /// Into `file`, which is empty.
@@ -177,6 +189,14 @@ impl Records {
     /// Something else was told of `path`.
     pub fn put_odd(&mut self, path: &[u8]) -> io::Result<()> {
         self.head(path, 0, Shape { may_cut: false, head: 0, body: 0 }, IS_ODD)?;
+        self.out.write_all(&self.line)
+    }
+
+    /// There is no entry of what lies at `path`.
+    pub fn put_passed(&mut self, path: &[u8], seen: &Seen) -> io::Result<()> {
+        let rests = if seen.may_rest { MAY_REST } else { 0 };
+        self.head(path, 0, Shape { may_cut: false, head: 0, body: 0 }, IS_PASSED | HAS_INODE | rests)?;
+        write_meta(&seen.meta, &mut self.line);
         self.out.write_all(&self.line)
     }
 
@@ -287,8 +307,18 @@ impl Recorded {
         loop {
             match self.line()? {
                 Some(Line::Entry(record)) => return Ok(Some(record)),
-                Some(Line::Odd(_)) => {}
+                Some(Line::Passed(..) | Line::Odd(_)) => {}
                 None => return Ok(None),
+            }
+        }
+    }
+
+    /// The next line of something that lies in the tree or is deleted.
+    pub fn met(&mut self) -> io::Result<Option<Line>> {
+        loop {
+            match self.line()? {
+                Some(Line::Odd(_)) => {}
+                met => return Ok(met),
             }
         }
     }
@@ -316,6 +346,9 @@ impl Recorded {
         let shape = Shape { may_cut: flags & MAY_CUT != 0, head: head.into(), body };
         let stamp = if flags & HAS_STAMP == 0 { None } else { Some(Stamp::read(&mut Fields(&self.array::<STAMP>()?))) };
         let seen = if flags & HAS_INODE == 0 { None } else { Some(self.seen(flags)?) };
+        if let (true, Some(seen)) = (flags & IS_PASSED != 0, &seen) {
+            return Ok(Some(Line::Passed(path, seen.clone())));
+        }
         let own = seen.as_ref().filter(|_| flags & STAMP_IS_OWN != 0).map(|seen| Stamp::new(&seen.meta));
         Ok(Some(Line::Entry(Record { path, sum, shape, stamp: stamp.or(own), seen })))
     }
@@ -411,9 +444,11 @@ mod tests {
             Record { path: path.to_vec(), sum: n + 1, shape: Shape::of(path, 512, n * 512), stamp, seen }
         };
         let all: Vec<_> = paths.iter().enumerate().map(record).collect();
+        let passed = Seen { meta: meta(7), is_whiteout: false, may_rest: true };
         let mut out = Records::begin(tempfile::tempfile().unwrap());
         for record in &all {
             out.put_odd(b"a/socket").unwrap();
+            out.put_passed(b"a/same", &passed).unwrap();
             out.put(record).unwrap();
         }
         let (file, count) = out.finish().unwrap();
@@ -423,18 +458,16 @@ mod tests {
         let mut read = Recorded::read(&file, count).unwrap();
         let lines = std::iter::from_fn(|| read.line().unwrap());
         assert_eq!(lines.filter(|line| matches!(line, Line::Odd(path) if path == b"a/socket")).count(), all.len());
+        let mut read = Recorded::read(&file, count).unwrap();
+        let met: Vec<_> = std::iter::from_fn(|| read.met().unwrap()).collect();
+        let is_right = |line: &&Line| matches!(line, Line::Passed(path, seen) if path == b"a/same" && *seen == passed);
+        assert_eq!((met.len(), met.iter().filter(is_right).count()), (2 * all.len(), all.len()));
     }
 
     #[test]
     fn what_is_below_a_path_is_known_by_its_name() {
-        let record = |path: &[u8]| {
-            let shape = Shape::of(path, 512, 0);
-            Record { path: path.to_vec(), sum: 0, shape, stamp: None, seen: None }
-        };
-        for (path, is_beyond) in
-            [("a", false), ("a/b", false), ("a/b/c", false), ("a.b", true), ("b", true), ("", true)]
-        {
-            assert_eq!(record(path.as_bytes()).is_beyond(b"a"), is_beyond, "{path}");
+        for (path, is_so) in [("a", false), ("a/b", false), ("a/b/c", false), ("a.b", true), ("b", true), ("", true)] {
+            assert_eq!(is_beyond(path.as_bytes(), b"a"), is_so, "{path}");
         }
     }
 

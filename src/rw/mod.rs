@@ -113,9 +113,7 @@ pub fn capture(
         (Some(mut draft), Some(task), Some(root)) => {
             draft.doubt.look(&Watch { host, task, root: Some(&root), everyone: false });
             let before = tmp.as_ref().map(|meta| (TMP, meta));
-            // Two trees are walked side by side, whatever was touched.
-            let probe = (!matches!(rw, RwLayer::Trees { .. })).then_some(Probe { root: &root, before });
-            draft.catch_up(staging, probe, write)?
+            draft.catch_up(staging, Some(Probe { root: &root, before }), write)?
         }
         _ => ahead::whole(how, staging, write)?,
     };
@@ -248,3 +246,6 @@ fn judge(name: &[u8]) -> Held {
     let prefixes: [&[u8]; 3] = [b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs."];
     if prefixes.iter().any(|prefix| name.starts_with(prefix)) { Held::Dropped } else { Held::Kept }
 }
+
+#[cfg(test)]
+mod tests;

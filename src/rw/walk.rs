@@ -32,11 +32,11 @@ pub fn pack(base: &Node, active: &Node, origin: Origin, packer: &mut Packer) -> 
     // What is wrong with the trees is told by the second walk.
     let mut silent = |_: Listed<'_>| Ok(());
     if let Some(walk) = Walk::begin(base, active, &mut Packer::listing(&mut silent, judge)) {
-        walk.run(&mut |pair, _| survey.look(pair))?;
+        walk.run(&mut |path, _| packer.rests_beforehand(path), &mut |pair, _| survey.look(pair))?;
     }
     let mut diff = Diff { root: active, origin, links: survey.judge(), pending: Vec::new() };
     match Walk::begin(base, active, packer) {
-        Some(walk) => walk.run(&mut |pair, packer| diff.write(pair, packer)),
+        Some(walk) => walk.run(&mut |path, packer| packer.rests(path), &mut |pair, packer| diff.write(pair, packer)),
         None => Ok(()),
     }
 }
@@ -65,7 +65,12 @@ impl<'p, 'a> Walk<'p, 'a> {
         Some(Self { active, base: Steps::begin(below.0, Vec::new(), ()), packer })
     }
 
-    fn run(mut self, each: &mut dyn FnMut(&Pair, &mut Packer) -> Result<bool>) -> Result<()> {
+    /// Calls `each` with every pair but those that are known, with all below them; it says whether to go down.
+    fn run(
+        mut self,
+        is_known: &mut dyn FnMut(&[u8], &mut Packer) -> Result<bool>,
+        each: &mut dyn FnMut(&Pair, &mut Packer) -> Result<bool>,
+    ) -> Result<()> {
         loop {
             interrupt::check()?;
             let Some(name) = self.active.next_name() else {
@@ -74,6 +79,9 @@ impl<'p, 'a> Walk<'p, 'a> {
                 if is_on { continue } else { return Ok(()) }
             };
             let path = self.active.path_to(&name);
+            if is_known(&path, self.packer)? {
+                continue;
+            }
             let (base, active) = (find(&self.base, &name), find(&self.active, &name));
             let unreadable =
                 [&base, &active].into_iter().find_map(|found| found.as_ref().err().map(io::Error::to_string));
@@ -188,6 +196,10 @@ impl Diff<'_> {
         self.pending.retain(|(path, _)| is_above(path));
         let Some(active) = &pair.active else { return self.delete(pair, packer).map(|()| false) };
         let Some(base) = &pair.base else { return self.put(pair, active, packer) };
+        if base.meta.kind != Kind::Directory && base.meta.links > 1 {
+            // Whether it is written depends on what there is under its other names.
+            packer.odd(pair.path);
+        }
         if active.meta.kind == Kind::Directory && base.meta.kind == Kind::Directory {
             if !active.meta.is_on_mount_of(&self.root.meta) {
                 return self.put(pair, active, packer).map(|_| false);
@@ -195,12 +207,13 @@ impl Diff<'_> {
             if self.is_same_directory(base, active) && refuse(pair.path).is_none() {
                 let held = if self.pending.len() < MAX_HELD { active.again().ok() } else { None };
                 self.pending.push((pair.path.to_vec(), held));
-                return Ok(true);
+                return packer.pass(pair.path, active).map(|()| true);
             }
             return self.put(pair, active, packer);
         }
+        packer.about_to_read();
         let is_written = self.links.get(pair.path).copied().unwrap_or_else(|| !is_same(base, active, self.origin));
-        if is_written { self.put(pair, active, packer) } else { Ok(false) }
+        if is_written { self.put(pair, active, packer) } else { packer.pass(pair.path, active).map(|()| false) }
     }
 
     fn is_same_directory(&self, base: &Node, active: &Node) -> bool {
@@ -242,7 +255,11 @@ impl Diff<'_> {
     fn parents(&mut self, packer: &mut Packer) -> Result<()> {
         for (path, held) in std::mem::take(&mut self.pending) {
             match held.map_or_else(|| self.look_up(&path), Ok) {
-                Ok(dir) => packer.entry_over(&path, &dir, &dir, || true).map(drop)?,
+                Ok(dir) => {
+                    // It was passed, and is written after all: both, as long as there is something in it to be written.
+                    packer.odd(&path);
+                    packer.entry_over(&path, &dir, &dir, || true).map(drop)?;
+                }
                 Err(e) => packer.leave_out(&path, None, Why::Unreadable(e.to_string())),
             }
         }

@@ -147,7 +147,8 @@ impl<'a> Packer<'a> {
         self.summary.leave_out(lost);
     }
 
-    fn odd(&mut self, path: &[u8]) {
+    /// Whoever catches up must come by this path, whatever its inode says.
+    pub fn odd(&mut self, path: &[u8]) {
         if let Out::Sink(sink) = &mut self.out {
             sink.odd(path);
         }
@@ -224,6 +225,24 @@ impl<'a> Packer<'a> {
         tally::files(resting.entries());
         self.summary.add(&resting);
         Ok(true)
+    }
+
+    /// True if nothing has happened to what lies at `path`, nor to anything below it, of one who walks through the tree before it
+    /// is written.
+    pub fn rests_beforehand(&mut self, path: &[u8]) -> Result<bool> {
+        if let Out::Sink(sink) = &mut self.out { sink.rests_beforehand(path) } else { Ok(false) }
+    }
+
+    /// Content will be read to see whether it is to be written.
+    pub fn about_to_read(&mut self) {
+        if let Out::Sink(sink) = &mut self.out {
+            sink.about_to_read();
+        }
+    }
+
+    /// `node`, which lies at `path`, is not written, and need not be as long as nothing happens to it.
+    pub fn pass(&mut self, path: &[u8], node: &Node) -> Result<()> {
+        if let Out::Sink(sink) = &mut self.out { sink.passes(path, &node.meta) } else { Ok(()) }
     }
 
     /// Writes `node` under `path`; false if it could not, which is noted.

@@ -36,9 +36,15 @@ pub trait Sink {
     /// True if the content of the file `data`, for the entry `key` that comes next, need not be read; with the padding its
     /// length is `body`.
     fn has(&mut self, key: &[u8], data: &Meta, body: u64) -> Result<bool>;
-    /// If the entry `key` and all below it are as they were drafted: the account of them, and they are taken. Else nothing has
+    /// If what lies at `key` and all below it are as they were drafted: the account of them, and they are taken. Else nothing has
     /// happened.
     fn rests(&mut self, key: &[u8]) -> Result<Option<Summary>>;
+    /// The same, of one who walks through the tree beforehand, in the same order, and takes nothing: true if it rests.
+    fn rests_beforehand(&mut self, key: &[u8]) -> Result<bool>;
+    /// Content of the tree will be read, and perhaps not be taken.
+    fn about_to_read(&mut self);
+    /// There is no entry of what lies at `path`: as long as that stays as `meta` says, there is none.
+    fn passes(&mut self, path: &[u8], meta: &Meta) -> Result<()>;
     /// Something of this path was left out, or is not as it should be: it must be come by again.
     fn odd(&mut self, path: &[u8]);
     /// An entry begins. Its content follows, unless it is had.
