@@ -9,6 +9,8 @@ use crate::harness::{Cgroup, Containerd, Lab, dewar_json, until};
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Place {
     RwLayer,
+    /// The same, of a snapshotter that keeps whole trees.
+    Trees,
     Bind,
 }
 
@@ -51,7 +53,11 @@ fn carry_on(lab: &Lab, place: Place, round: u32) -> String {
     if place == Place::Bind {
         put_back(lab, &reference);
     }
-    lab.import_layout("/tmp/layout");
+    match place {
+        // The transfer service unpacks for its own snapshotter only.
+        Place::Trees => _ = lab.sh("tar -C /tmp/layout -cf - . | ctr images import --local --snapshotter native -"),
+        Place::RwLayer | Place::Bind => lab.import_layout("/tmp/layout"),
+    }
     lab.restore(&new, &reference);
     let asked = lab.inside(&new, &["/bin/churn", "ask"]);
     lab.sh("rm -r /tmp/layout; ctr images ls -q | grep localhost/churn | xargs ctr images rm --sync");
@@ -61,11 +67,17 @@ fn carry_on(lab: &Lab, place: Place, round: u32) -> String {
 fn churns(cgroup: Cgroup, place: Place, rounds: u32) {
     let Some(lab) = Lab::start(Containerd::V2_1, cgroup) else { return };
     lab.start_containerd();
-    lab.import("programs");
+    match place {
+        Place::Trees => _ = lab.sh("ctr images import --local --snapshotter native /images/programs.tar"),
+        Place::RwLayer | Place::Bind => lab.import("programs"),
+    }
     lab.sh(&format!("mkdir {SOURCE}"));
     let mount = format!("type=bind,src={SOURCE},dst=/data,options=rbind:rw");
     match place {
         Place::RwLayer => lab.run("churn-0", "programs", &["/bin/churn", "/var/lib/churn"], &[]),
+        Place::Trees => {
+            lab.run("churn-0", "programs", &["/bin/churn", "/var/lib/churn"], &["--snapshotter", "native"]);
+        }
         Place::Bind => lab.run("churn-0", "programs", &["/bin/churn", "/data/churn"], &["--mount", &mount]),
     }
     until("it answers", || lab.inside("churn-0", &["/bin/churn", "ask"]).status.success());
@@ -91,4 +103,9 @@ fn what_is_restored_is_of_one_moment_however_fast_it_changes_on_v2() {
 #[test]
 fn what_is_mounted_is_of_the_same_moment_however_fast_it_changes() {
     churns(Cgroup::V1, Place::Bind, rounds());
+}
+
+#[test]
+fn what_two_trees_hold_is_of_one_moment_however_fast_it_changes() {
+    churns(Cgroup::V1, Place::Trees, rounds());
 }
