@@ -113,7 +113,8 @@ impl Assembly {
     }
 
     /// Takes in, of the last entry's content, the first `len` bytes: they are there for good, though their file may still grow.
-    /// What is hashed so early is not read again for the digest.
+    /// What is hashed so early is not read again for the digest. It does not count as work done: whoever writes the file is seen
+    /// to do it.
     pub fn hash_ahead(&mut self, len: u64) -> Result<()> {
         let Some(last) = self.members.last() else { return Ok(()) };
         let end = last.body() + len.min(last.size);
@@ -160,7 +161,10 @@ impl Assembly {
 
     /// Writes it as a stream, and leaves all as it is.
     pub fn stream(&self, out: &mut dyn Write) -> Result<()> {
-        self.each_piece(0..self.size(), &mut |piece| out.write_all(piece))?;
+        self.each_piece(0..self.size(), &mut |piece| {
+            tally::bytes(piece.len());
+            out.write_all(piece)
+        })?;
         out.flush().at("write", "the tar")
     }
 
@@ -242,6 +246,7 @@ impl Assembly {
     pub fn hash(&self) -> Result<Digest> {
         let Hashed { len, mut hasher } = self.hashed.clone();
         self.each_piece(len..self.size(), &mut |piece| {
+            tally::bytes(piece.len());
             hasher.update(piece);
             Ok(())
         })?;
@@ -289,7 +294,6 @@ impl Member {
             let piece = &mut buffer[..(end - at).min(PIECE as u64) as usize];
             file.read_exact_at(piece, at).at("read", path)?;
             each(piece).at("write", "the tar")?;
-            tally::bytes(piece.len());
             at += piece.len() as u64;
         }
         Ok(())

@@ -83,7 +83,7 @@ fn watched(rw: &RwLayer) -> Result<Option<Node>> {
         RwLayer::Trees { active, .. } => active,
         RwLayer::Tree { dir } => dir,
     };
-    if root.is_mount() || root.why_absent().is_some() {
+    if root.is_apart() || root.why_absent().is_some() {
         return Ok(None);
     }
     let node = Node::open(root).at("open", root.name())?;

@@ -112,7 +112,7 @@ impl<'a> Mounts<'a> {
 
 /// A mount of others.
 fn taken(path: &Path, mount: OwnedFd) -> Mounted {
-    Mounted { root: Root::of_mount(mount, path), findings: Vec::new() }
+    Mounted { root: Root::of_clone(mount, path), findings: Vec::new() }
 }
 
 /// Opened without waiting for anybody, without following a link, without a new access time.

@@ -14,6 +14,8 @@ pub struct Root {
     path: PathBuf,
     /// A mount without a place in any namespace: with its last descriptor it is gone.
     mount: Option<Arc<OwnedFd>>,
+    /// The mount is of a file system that others have mounted: what they write is there at once.
+    is_shared: bool,
     /// What people know it by.
     name: PathBuf,
     /// Why it cannot be read.
@@ -25,12 +27,17 @@ impl Root {
     pub fn of_mount(mount: OwnedFd, name: &Path) -> Self {
         // The dot makes the link of procfs be followed, also by those who follow no link at the end of a path.
         let path = format!("/proc/self/fd/{}/.", mount.as_raw_fd()).into();
-        Self { path, mount: Some(Arc::new(mount)), name: name.to_owned(), absent: None }
+        Self { path, mount: Some(Arc::new(mount)), is_shared: false, name: name.to_owned(), absent: None }
+    }
+
+    /// The same of a clone of a mount that is in use.
+    pub fn of_clone(mount: OwnedFd, name: &Path) -> Self {
+        Self { is_shared: true, ..Self::of_mount(mount, name) }
     }
 
     /// A tree that is known to exist and cannot be read, for the reason given.
     pub fn absent(name: &Path, why: String) -> Self {
-        Self { path: name.to_owned(), mount: None, name: name.to_owned(), absent: Some(why) }
+        Self { path: name.to_owned(), mount: None, is_shared: false, name: name.to_owned(), absent: Some(why) }
     }
 
     /// The directory `below` of it; names without links or `..`.
@@ -48,15 +55,16 @@ impl Root {
         self.absent.as_deref()
     }
 
-    /// True if it is a mount of our own.
-    pub fn is_mount(&self) -> bool {
-        self.mount.is_some()
+    /// True if it is a file system that we have mounted for ourselves: should others write to its device, we may see it late, or
+    /// never.
+    pub fn is_apart(&self) -> bool {
+        self.mount.is_some() && !self.is_shared
     }
 }
 
 impl From<PathBuf> for Root {
     fn from(path: PathBuf) -> Self {
-        Self { name: path.clone(), path, mount: None, absent: None }
+        Self { name: path.clone(), path, mount: None, is_shared: false, absent: None }
     }
 }
 

@@ -55,7 +55,7 @@ fn is_plain(name: &str) -> bool {
 
 fn mounted(place: &Place, name: &str) -> Result<Option<Root>> {
     let is_it = |mount: &mounts::Mount| mount.fs == "zfs" && mount.source == OsStr::from_bytes(name.as_bytes());
-    Ok(live::find(place.mounts.host(), is_it)?.map(|mount| Root::of_mount(mount, Path::new(name))))
+    Ok(live::find(place.mounts.host(), is_it)?.map(|mount| Root::of_clone(mount, Path::new(name))))
 }
 
 fn not_mounted(names: &[String]) -> Error {

@@ -3,14 +3,15 @@
 //!
 //! What is restored is what is checkpointed next. `DEWAR_ROUNDS` asks for more rounds.
 
-use crate::harness::{Cgroup, Containerd, Lab, dewar_json, until};
+use crate::{
+    harness::{Cgroup, Containerd, Lab, dewar_json, until},
+    snapshotters::Scene,
+};
 
 /// Where the files lie.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Place {
     RwLayer,
-    /// The same, of a snapshotter that keeps whole trees.
-    Trees,
     Bind,
 }
 
@@ -33,7 +34,7 @@ fn put_back(lab: &Lab, reference: &str) {
 }
 
 /// Checkpoints the container, ends it, and restores it under the next name by the same containerd; what it then says.
-fn carry_on(lab: &Lab, place: Place, round: u32) -> String {
+fn carry_on(lab: &Lab, place: Place, import: &dyn Fn(), round: u32) -> String {
     let (old, new) = (format!("churn-{round}"), format!("churn-{}", round + 1));
     let reference = format!("localhost/churn:{round}");
     let args = ["--daemon-running", "checkpoint", &old, "-o", "/tmp/layout", "--ref", &reference, "--binds"];
@@ -53,11 +54,7 @@ fn carry_on(lab: &Lab, place: Place, round: u32) -> String {
     if place == Place::Bind {
         put_back(lab, &reference);
     }
-    match place {
-        // The transfer service unpacks for its own snapshotter only.
-        Place::Trees => _ = lab.sh("tar -C /tmp/layout -cf - . | ctr images import --local --snapshotter native -"),
-        Place::RwLayer | Place::Bind => lab.import_layout("/tmp/layout"),
-    }
+    import();
     lab.restore(&new, &reference);
     let asked = lab.inside(&new, &["/bin/churn", "ask"]);
     lab.sh("rm -r /tmp/layout; ctr images ls -q | grep localhost/churn | xargs ctr images rm --sync");
@@ -67,27 +64,26 @@ fn carry_on(lab: &Lab, place: Place, round: u32) -> String {
 fn churns(cgroup: Cgroup, place: Place, rounds: u32) {
     let Some(lab) = Lab::start(Containerd::V2_1, cgroup) else { return };
     lab.start_containerd();
-    match place {
-        Place::Trees => _ = lab.sh("ctr images import --local --snapshotter native /images/programs.tar"),
-        Place::RwLayer | Place::Bind => lab.import("programs"),
-    }
+    lab.import("programs");
     lab.sh(&format!("mkdir {SOURCE}"));
     let mount = format!("type=bind,src={SOURCE},dst=/data,options=rbind:rw");
     match place {
         Place::RwLayer => lab.run("churn-0", "programs", &["/bin/churn", "/var/lib/churn"], &[]),
-        Place::Trees => {
-            lab.run("churn-0", "programs", &["/bin/churn", "/var/lib/churn"], &["--snapshotter", "native"]);
-        }
         Place::Bind => lab.run("churn-0", "programs", &["/bin/churn", "/data/churn"], &["--mount", &mount]),
     }
+    goes_on(&lab, place, &|| lab.import_layout("/tmp/layout"), rounds, &format!("{cgroup:?}, {place:?}"));
+}
+
+/// The container that has begun is carried on so many times.
+fn goes_on(lab: &Lab, place: Place, import: &dyn Fn(), rounds: u32, on: &str) {
     until("it answers", || lab.inside("churn-0", &["/bin/churn", "ask"]).status.success());
     for round in 0..rounds {
         // Some files must be old enough to be believed: what was just written is read again in any case.
         std::thread::sleep(std::time::Duration::from_secs(3));
-        let answer = carry_on(&lab, place, round);
-        assert!(answer.starts_with("ok "), "round {round} of {rounds} on {cgroup:?}, {place:?}: {answer}");
+        let answer = carry_on(lab, place, import, round);
+        assert!(answer.starts_with("ok "), "round {round} of {rounds} on {on}: {answer}");
     }
-    eprintln!("{rounds} rounds on {cgroup:?}, {place:?}: memory and files agreed in each");
+    eprintln!("{rounds} rounds on {on}: memory and files agreed in each");
 }
 
 #[test]
@@ -107,5 +103,10 @@ fn what_is_mounted_is_of_the_same_moment_however_fast_it_changes() {
 
 #[test]
 fn what_two_trees_hold_is_of_one_moment_however_fast_it_changes() {
-    churns(Cgroup::V1, Place::Trees, rounds());
+    for snapshotter in ["native", "blockfile"] {
+        let Some(scene) = Scene::start(Containerd::V2_1, snapshotter) else { return };
+        scene.run("churn-0", &["/bin/churn", "/var/lib/churn"]);
+        let import = || scene.import("tar -C /tmp/layout -cf - .");
+        goes_on(&scene.lab, Place::RwLayer, &import, rounds().div_ceil(2), snapshotter);
+    }
 }

@@ -72,13 +72,13 @@ impl Scene {
         self.lab.start_containerd();
     }
 
-    fn import(&self, from: &str) {
+    pub fn import(&self, from: &str) {
         // The transfer service of 2.1 unpacks for its own snapshotter only.
         let local = if self.lab.containerd == Containerd::V2_1 { "--local" } else { "" };
         self.lab.sh(&format!("{from} | ctr images import {local} --snapshotter {} -", self.snapshotter));
     }
 
-    fn run(&self, id: &str, args: &[&str]) {
+    pub fn run(&self, id: &str, args: &[&str]) {
         self.lab.run(id, "programs", args, &["--snapshotter", self.snapshotter]);
     }
 
