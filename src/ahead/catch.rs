@@ -250,8 +250,13 @@ impl Sink for Catcher<'_> {
         if has_body && record.is_some_and(|record| record.shape == shape && record.sum == self.draft.sum(head)) {
             return self.pass_over(SAME);
         }
+        let is_replaced = record.is_some();
         self.entry(shape, &entry, is_had).at("write", "what changed")?;
-        if is_had { self.recorded.step() } else { Ok(()) }
+        match (is_had, is_replaced) {
+            (true, _) => self.recorded.step(),
+            (false, true) => self.pass_over(GONE),
+            (false, false) => Ok(()),
+        }
     }
 
     fn bytes(&mut self, bytes: &[u8]) -> Result<()> {

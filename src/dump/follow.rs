@@ -12,7 +12,7 @@
 //! `pagemap-<pid>.img`; `image.c`: their numbers count from 1; `mem.c`: which pages are written.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     sync::{
@@ -46,7 +46,7 @@ const STRETCH: u64 = 8 << 20;
 /// How long CRIU is left alone when it has written nothing new.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Whoever follows, on a thread of its own. Dropped, it ends.
+/// Whoever follows, on a thread of its own. Dropped, it ends soon: nobody waits for that, who may hold a container still.
 #[derive(Debug, Default)]
 pub struct Follower {
     is_over: Arc<AtomicBool>,
@@ -67,15 +67,18 @@ impl Follower {
     pub fn start(host: &Host, task: &Task, images: &Path) -> Self {
         let is_over = Arc::<AtomicBool>::default();
         let (host, freezer) = (host.clone(), Freezer::of(task));
-        let (images, processes) = (images.to_owned(), BTreeMap::new());
-        let trail = Trail { host, images, processes, is_over: is_over.clone() };
+        let trail = Trail { host, images: images.to_owned(), large: BTreeMap::new(), is_over: is_over.clone() };
         let work = move || trail.follow(&freezer.pids().unwrap_or_default());
         Self { is_over, thread: thread::Builder::new().spawn(work).ok() }
     }
 
+    fn end(&self) {
+        self.is_over.store(true, Ordering::Release);
+    }
+
     /// CRIU has ended: what there is by now.
     pub fn finish(&mut self) -> Followed {
-        self.is_over.store(true, Ordering::Release);
+        self.end();
         // A panic over there would be a mistake of ours, and the work can be done without it.
         self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
     }
@@ -83,7 +86,7 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        self.finish();
+        self.end();
     }
 }
 
@@ -91,29 +94,39 @@ impl Drop for Follower {
 struct Trail {
     host: Host,
     images: PathBuf,
-    /// The container's processes, by the pids they have for themselves: the images are named by these.
-    processes: BTreeMap<i32, i32>,
+    /// The container's large processes whose pages were not met yet, by the pids they have for themselves: images are named by
+    /// these.
+    large: BTreeMap<i32, i32>,
     is_over: Arc<AtomicBool>,
 }
 
 impl Trail {
     fn follow(mut self, pids: &[i32]) -> Followed {
         let mut followed = Followed::default();
-        let statuses = pids.iter().map(|&pid| (pid, fs::read(self.host.proc_of(pid, "status")).unwrap_or_default()));
-        let inner = |text: &[u8]| Status::parse(text).pids.last().copied();
-        self.processes = statuses.filter_map(|(pid, text)| Some((inner(&text)?, pid))).collect();
-        // CRIU, which the container waits for, goes first.
-        let _ = rustix::process::nice(19);
-        let mut known = BTreeSet::new();
-        // Whatever stands in the way will be met, and told, by who makes the tar.
-        while matches!(self.next(&mut followed, &mut known), Ok(true)) {
+        self.large = pids.iter().filter_map(|&pid| self.large(pid)).collect();
+        if self.large.is_empty() {
+            return followed;
+        }
+        loop {
+            let before = followed.tar.clone();
+            // Whatever stands in the way will be met, and told, by who makes the tar.
+            let Ok(true) = self.next(&mut followed) else {
+                followed.tar = before;
+                return followed;
+            };
             followed.files += 1;
         }
-        followed
     }
 
-    /// Takes in one file more; false if there is none, or none that is worth it.
-    fn next(&self, followed: &mut Followed, known: &mut BTreeSet<i32>) -> Result<bool> {
+    /// The process, by the pid that it has for itself, if it has as much memory as is worth it.
+    fn large(&self, pid: i32) -> Option<(i32, i32)> {
+        let status = Status::parse(&fs::read(self.host.proc_of(pid, "status")).ok()?);
+        let inner = status.pids.last().filter(|_| status.own >= WORTH)?;
+        Some((*inner, pid))
+    }
+
+    /// Takes in one file more; false if there is none, or none that can be.
+    fn next(&mut self, followed: &mut Followed) -> Result<bool> {
         let (n, tar) = (followed.files + 1, &mut followed.tar);
         if self.is_over() {
             return Ok(false);
@@ -122,24 +135,25 @@ impl Trail {
         if !self.wait(|| file.path.exists())? {
             return Ok(false);
         }
-        let before = tar.clone();
-        if let Some(size) = self.reckon(known).filter(|&size| size >= WORTH) {
+        if let Some((id, size)) = self.reckon() {
+            let before = tar.clone();
             pack::push(tar, &file.path, &pages_file(n), size);
-            if self.hash(tar, &file, size)? {
+            let is_right = self.hash(tar, &file, size)?;
+            // Another's file, that was complete, says nothing of this one.
+            if is_right || file.len()? > size {
+                self.large.remove(&id);
+            }
+            if is_right {
                 return Ok(true);
             }
-            tar.clone_from(&before);
+            *tar = before;
         }
         if !self.wait(|| file.is_complete())? {
             return Ok(false);
         }
         let size = file.len()?;
         pack::push(tar, &file.path, &pages_file(n), size);
-        let is_right = self.hash(tar, &file, size)?;
-        if !is_right {
-            *tar = before;
-        }
-        Ok(is_right)
+        self.hash(tar, &file, size)
     }
 
     /// Waits until something is so; false if it will not be.
@@ -186,14 +200,14 @@ impl Trail {
         }
     }
 
-    /// How many bytes the process whose pages are being written has, if it is known which one that is.
-    fn reckon(&self, known: &mut BTreeSet<i32>) -> Option<u64> {
-        let names = fs::read_dir(&self.images).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let ids = names.filter_map(|name| name.strip_prefix("pagemap-")?.strip_suffix(".img")?.parse().ok());
-        let new: Vec<i32> = ids.filter(|&id| known.insert(id)).collect();
-        let [id] = new[..] else { return None };
-        let smaps = fs::read(self.host.proc_of(*self.processes.get(&id)?, "smaps")).ok()?;
-        Some(maps(&smaps).iter().map(written).sum())
+    /// The process whose pages are being written, if it is a large one, and how many bytes it has.
+    fn reckon(&self) -> Option<(i32, u64)> {
+        let is_begun = |id: &&i32| self.images.join(format!("pagemap-{id}.img")).exists();
+        let mut begun = self.large.keys().filter(is_begun);
+        let (Some(&id), None) = (begun.next(), begun.next()) else { return None };
+        let smaps = fs::read(self.host.proc_of(*self.large.get(&id)?, "smaps")).ok()?;
+        let size = maps(&smaps).iter().map(written).sum();
+        (size >= WORTH).then_some((id, size))
     }
 }
 
@@ -218,7 +232,9 @@ impl File {
 fn written(map: &Map) -> u64 {
     match map.path.as_slice() {
         _ if map.droppable => 0,
-        b"[vdso]" | b"/[aio]" => map.len(),
+        b"[vdso]" => map.len(),
+        // Nobody can open it by that name, so it is called deleted.
+        path if path.starts_with(b"/[aio]") => map.len(),
         b"[vvar]" | b"[vvar_vclock]" | b"[vsyscall]" => 0,
         _ if map.shared => 0,
         _ => map.anonymous + map.swap,
@@ -246,12 +262,14 @@ mod tests {
             for (id, mib) in (1..).zip(processes) {
                 let dir = host.proc_of(100 + id, "");
                 fs::create_dir_all(&dir).unwrap();
-                fs::write(dir.join("status"), format!("NSpid:\t{}\t{id}\n", 100 + id)).unwrap();
-                let own = (mib << 10) - 12;
+                fs::write(dir.join("status"), format!("NSpid:\t{}\t{id}\nRssAnon:\t {} kB\n", 100 + id, mib << 10))
+                    .unwrap();
+                let own = (mib << 10) - 16;
                 let smaps = format!(
                     "10000-20000 rw-p 0 00:00 0 \nAnonymous: {own} kB\nSwap: 4 kB\n\
                      20000-30000 rw-s 0 00:00 0 /x\nAnonymous: 64 kB\n\
-                     30000-32000 r-xp 0 00:00 0 [vdso]\nAnonymous: 0 kB\n32000-33000 rw-p 0 00:00 0\nAnonymous: 4 kB\nVmFlags: dp\n"
+                     30000-32000 r-xp 0 00:00 0 [vdso]\nAnonymous: 0 kB\n\
+                     31000-32000 rw-s 0 00:00 7 /[aio] (deleted)\nAnonymous: 0 kB\n32000-33000 rw-p 0 00:00 0\nAnonymous: 4 kB\nVmFlags: dp\n"
                 );
                 fs::write(dir.join("smaps"), smaps).unwrap();
             }
@@ -269,7 +287,7 @@ mod tests {
             let trail = Trail {
                 host: self.host.clone(),
                 images: self.images(),
-                processes: BTreeMap::new(),
+                large: BTreeMap::new(),
                 is_over: is_over.clone(),
             };
             let thread = thread::spawn(move || trail.follow(&[101, 102, i32::MAX]));

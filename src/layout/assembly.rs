@@ -275,8 +275,8 @@ fn within<'b>(bytes: &'b [u8], at: u64, range: &Range<u64>) -> &'b [u8] {
 }
 
 impl Member {
-    /// Calls `each` with the bytes of the content that lie in `range` of the tar. Of a file that is to be read to its end, it is
-    /// known how long it is.
+    /// Calls `each` with the bytes of the content that lie in `range` of the tar. Where more follows, the file must be no longer
+    /// than the header says.
     fn each_piece(
         &self,
         path: &Path,
@@ -286,7 +286,7 @@ impl Member {
     ) -> Result<()> {
         let body = self.body();
         let (mut at, end) = (range.start.saturating_sub(body), range.end.saturating_sub(body).min(self.size));
-        let file = if range.end < self.end() { open_regular(path)? } else { self.open(path)? };
+        let file = if range.end <= body + self.size { open_regular(path)? } else { self.open(path)? };
         buffer.resize(PIECE, 0);
         while at < end {
             interrupt::check()?;
@@ -428,6 +428,10 @@ mod tests {
             }
             // More than there will be, and more than there is.
             tar.hash_ahead(size as u64 + 1).unwrap();
+            // It is not for who hashes ahead to say that it has become too long.
+            fs::write(&path, [&content[..], b"more"].concat()).unwrap();
+            tar.hash_ahead(size as u64).unwrap();
+            fs::write(&path, &content).unwrap();
             fs::write(temp.path().join("late"), "late").unwrap();
             tar.push(&header("late", 4), Some(temp.path().join("late")));
             let mut whole = Vec::new();

@@ -13,6 +13,8 @@ pub struct Status {
     pub tracer: i32,
     /// Its pid in each pid namespace, the innermost last.
     pub pids: Vec<i32>,
+    /// Bytes of memory that are its own, swapped out or not.
+    pub own: u64,
     /// Real, effective, saved and file system user.
     pub uids: Vec<u32>,
     /// The same of groups.
@@ -40,6 +42,7 @@ impl Status {
                 b"PPid:" => status.ppid = pid,
                 b"TracerPid:" => status.tracer = pid,
                 b"NSpid:" => status.pids = numbers.into_iter().map(u32::cast_signed).collect(),
+                b"RssAnon:" | b"VmSwap:" => status.own += number(first, 10).unwrap_or(0).saturating_mul(1024),
                 b"Uid:" => status.uids = numbers,
                 b"Gid:" => status.gids = numbers,
                 b"SigPnd:" => status.pending = mask(),

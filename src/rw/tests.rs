@@ -17,6 +17,7 @@ use crate::{
     layout::{Blob, Layout},
     runtime::CgroupVersion,
     snapshotter::Origin,
+    tree::Entry,
 };
 
 /// Numbers by chance, the same every time.
@@ -199,4 +200,84 @@ fn what_rests_in_two_trees_is_not_come_by() {
     }
     assert_ne!(scene.at_once(), right);
     assert_eq!(scene.catch_up(draft), right);
+}
+
+/// Does something between the two walks through the trees.
+struct Between<'s> {
+    sink: &'s mut dyn Sink,
+    what: Option<&'s dyn Fn()>,
+}
+
+impl Sink for Between<'_> {
+    fn has(&mut self, key: &[u8], data: &Meta, body: u64) -> Result<bool> {
+        self.sink.has(key, data, body)
+    }
+
+    fn rests(&mut self, key: &[u8]) -> Result<Option<Summary>> {
+        self.what.take().inspect(|what| what());
+        self.sink.rests(key)
+    }
+
+    fn rests_beforehand(&mut self, key: &[u8]) -> Result<bool> {
+        self.sink.rests_beforehand(key)
+    }
+
+    fn about_to_read(&mut self) {
+        self.sink.about_to_read();
+    }
+
+    fn passes(&mut self, path: &[u8], meta: &Meta) -> Result<()> {
+        self.sink.passes(path, meta)
+    }
+
+    fn odd(&mut self, path: &[u8]) {
+        self.sink.odd(path);
+    }
+
+    fn begin(&mut self, entry: Entry<'_>) -> Result<()> {
+        self.sink.begin(entry)
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        self.sink.bytes(bytes)
+    }
+
+    fn zeros(&mut self, len: u64) -> Result<()> {
+        self.sink.zeros(len)
+    }
+
+    fn distrust(&mut self) {
+        self.sink.distrust();
+    }
+}
+
+/// Whether a file with several names is written is found out on a walk before: what changes after that is found when it is
+/// caught up with.
+#[test]
+fn names_that_come_and_go_while_two_trees_are_copied_ahead_are_right_in_the_end() {
+    let old_enough = Duration::from_millis(3100);
+    let sleep = Sleep::begin();
+    let scene = Scene::new(0, &sleep);
+    let at = |path: &str| scene.active().join(path);
+    for path in ["a/f4", "a/f5"] {
+        let image = scene.base().join(path);
+        fs::remove_file(at(path)).unwrap();
+        assert!(Command::new("cp").arg("-a").args([&image, &at(path)]).status().unwrap().success());
+    }
+    // As the image has it, and another name; and as the image has it, with a name that nobody comes by.
+    fs::hard_link(at("a/f4"), at("d/other")).unwrap();
+    fs::hard_link(at("a/f5"), scene.temp.path().join("outside")).unwrap();
+    thread::sleep(old_enough);
+    let watch = Watch { host: &Host::default(), task: &scene.task, root: None, everyone: false };
+    let between = || {
+        fs::remove_file(at("d/other")).unwrap();
+        fs::write(scene.temp.path().join("new"), "another").unwrap();
+        fs::rename(scene.temp.path().join("new"), at("a/f5")).unwrap();
+        thread::sleep(old_enough);
+    };
+    let write = scene.write();
+    let draft = Draft::make(Compression::Gzip, &scene.staging, &watch, |sink| {
+        write(&mut Between { sink, what: Some(&between) }).map(drop)
+    });
+    assert_eq!(scene.catch_up(draft.unwrap()), scene.at_once());
 }

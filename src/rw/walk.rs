@@ -34,7 +34,7 @@ pub fn pack(base: &Node, active: &Node, origin: Origin, packer: &mut Packer) -> 
     if let Some(walk) = Walk::begin(base, active, &mut Packer::listing(&mut silent, judge)) {
         walk.run(&mut |path, _| packer.rests_beforehand(path), &mut |pair, _| survey.look(pair))?;
     }
-    let mut diff = Diff { root: active, origin, links: survey.judge(), pending: Vec::new() };
+    let mut diff = Diff { root: active, origin, links: survey.judge(), pending: Vec::new(), orphaned: Vec::new() };
     match Walk::begin(base, active, packer) {
         Some(walk) => walk.run(&mut |path, packer| packer.rests(path), &mut |pair, packer| diff.write(pair, packer)),
         None => Ok(()),
@@ -187,24 +187,25 @@ struct Diff<'a> {
     links: HashMap<Vec<u8>, bool>,
     /// Directories on the way down that are written only if something below them is.
     pending: Vec<(Vec<u8>, Option<Node>)>,
+    /// Directories that were to be written, and could not be found again.
+    orphaned: Vec<Vec<u8>>,
 }
 
 impl Diff<'_> {
     /// Writes a pair, if it differs; true if it is a directory to be entered.
     fn write(&mut self, pair: &Pair, packer: &mut Packer) -> Result<bool> {
-        let is_above = |path: &[u8]| pair.path.strip_prefix(path).is_some_and(|rest| rest.first() == Some(&b'/'));
-        self.pending.retain(|(path, _)| is_above(path));
+        self.pending.retain(|(dir, _)| is_below(pair.path, dir));
         let Some(active) = &pair.active else { return self.delete(pair, packer).map(|()| false) };
         let Some(base) = &pair.base else { return self.put(pair, active, packer) };
-        if base.meta.kind != Kind::Directory && base.meta.links > 1 {
-            // Whether it is written depends on what there is under its other names.
+        if base.meta.kind != Kind::Directory && (base.meta.links > 1 || self.links.contains_key(pair.path)) {
+            // Whether it is written depends, or did a moment ago, on what there is under other names.
             packer.odd(pair.path);
         }
         if active.meta.kind == Kind::Directory && base.meta.kind == Kind::Directory {
             if !active.meta.is_on_mount_of(&self.root.meta) {
                 return self.put(pair, active, packer).map(|_| false);
             }
-            if self.is_same_directory(base, active) && refuse(pair.path).is_none() {
+            if self.is_same_directory(base, active, packer) && refuse(pair.path).is_none() {
                 let held = if self.pending.len() < MAX_HELD { active.again().ok() } else { None };
                 self.pending.push((pair.path.to_vec(), held));
                 return packer.pass(pair.path, active).map(|()| true);
@@ -216,11 +217,11 @@ impl Diff<'_> {
         if is_written { self.put(pair, active, packer) } else { packer.pass(pair.path, active).map(|()| false) }
     }
 
-    fn is_same_directory(&self, base: &Node, active: &Node) -> bool {
+    fn is_same_directory(&self, base: &Node, active: &Node, packer: &Packer) -> bool {
         let told = |meta: &Meta| {
             (meta.mode, meta.uid, meta.gid, if self.origin == Origin::Copied { Time::default() } else { meta.mtime })
         };
-        told(&base.meta) == told(&active.meta) && has_same_xattrs(base, active)
+        told(&base.meta) == told(&packer.as_listed(&active.meta)) && has_same_xattrs(base, active)
     }
 
     fn put(&mut self, pair: &Pair, active: &Node, packer: &mut Packer) -> Result<bool> {
@@ -230,7 +231,9 @@ impl Diff<'_> {
             return Ok(false);
         }
         if packer.admits(pair.path, &active.meta, &self.root.meta) {
-            self.parents(packer)?;
+            // What is recorded of it is to be what it is now.
+            let afresh = if self.parents(pair.path, packer)? { active.afresh().ok() } else { None };
+            let active = afresh.as_ref().unwrap_or(active);
             if packer.entry_over(pair.path, active, active, || existed)? {
                 return Ok(active.meta.kind == Kind::Directory && active.meta.is_on_mount_of(&self.root.meta));
             }
@@ -247,28 +250,42 @@ impl Diff<'_> {
             packer.leave_out(pair.path, pair.base.as_ref().map(|base| &base.meta), why);
             return Ok(());
         }
-        self.parents(packer)?;
+        self.parents(pair.path, packer)?;
         let dir = &pair.path[..pair.path.len() - pair.name.len()];
         packer.delete(pair.path, &[dir, MARK, pair.name].concat(), None)
     }
 
-    fn parents(&mut self, packer: &mut Packer) -> Result<()> {
-        for (path, held) in std::mem::take(&mut self.pending) {
+    /// Writes the directories above `below` that were not; true if there was one.
+    fn parents(&mut self, below: &[u8], packer: &mut Packer) -> Result<bool> {
+        let pending = std::mem::take(&mut self.pending);
+        let has_any = !pending.is_empty();
+        for (path, held) in pending {
             match held.map_or_else(|| self.look_up(&path), Ok) {
                 Ok(dir) => {
                     // It was passed, and is written after all: both, as long as there is something in it to be written.
                     packer.odd(&path);
                     packer.entry_over(&path, &dir, &dir, || true).map(drop)?;
                 }
-                Err(e) => packer.leave_out(&path, None, Why::Unreadable(e.to_string())),
+                Err(e) => {
+                    packer.leave_out(&path, None, Why::Unreadable(e.to_string()));
+                    self.orphaned.push(path);
+                }
             }
         }
-        Ok(())
+        // Its directory may be written the next time, and must come before it.
+        if self.orphaned.iter().any(|dir| is_below(below, dir)) {
+            packer.odd(below);
+        }
+        Ok(has_any)
     }
 
     fn look_up(&self, path: &[u8]) -> io::Result<Node> {
         path.split(|&b| b == b'/').try_fold(self.root.again()?, |dir, name| dir.child(name))
     }
+}
+
+fn is_below(path: &[u8], dir: &[u8]) -> bool {
+    path.strip_prefix(dir).is_some_and(|rest| rest.first() == Some(&b'/'))
 }
 
 fn has_same_xattrs(base: &Node, active: &Node) -> bool {

@@ -213,6 +213,11 @@ impl Node {
         Ok(Self { fd, ids: self.ids.clone(), meta: self.meta.clone(), xattr_names })
     }
 
+    /// The same, looked at anew.
+    pub fn afresh(&self) -> io::Result<Self> {
+        Self::hold(self.fd.try_clone()?, self.ids.clone())
+    }
+
     /// This directory, to be listed. `O_NOATIME`, so that looking leaves no trace.
     pub fn dir(&self) -> io::Result<Dir> {
         let fd = quietly(OFlags::RDONLY | OFlags::DIRECTORY, |flags| {

@@ -195,7 +195,7 @@ impl<'a> Packer<'a> {
     }
 
     /// What the inode said when it was listed.
-    fn as_listed(&self, now: &Meta) -> Meta {
+    pub fn as_listed(&self, now: &Meta) -> Meta {
         let times =
             |(dir, _): &(Meta, Option<_>)| Meta { mtime: dir.mtime, ctime: dir.ctime, atime: dir.atime, ..now.clone() };
         self.listed.iter().find(|(dir, _)| dir.id == now.id).map_or_else(|| now.clone(), times)
