@@ -10,6 +10,7 @@ use crate::{
     error::{At, Error, Result},
     freeze::cgroup::Freezer,
     host::Host,
+    procfs::process::Status,
     runtime::Task,
 };
 
@@ -37,17 +38,10 @@ fn judge(need: u64, have: u64, dir: &Path) -> Result<Option<String>> {
 
 /// What CRIU writes at least: of each process what is its own, swapped out or not; and once what they share.
 fn memory(host: &Host, pids: &[i32]) -> u64 {
-    let status = |pid: &i32| fs::read_to_string(host.proc_of(*pid, "status")).unwrap_or_default();
-    let texts: Vec<_> = pids.iter().map(status).collect();
-    let own: u64 = texts.iter().map(|text| kib(text, "RssAnon:") + kib(text, "VmSwap:")).sum();
-    let shared = texts.iter().map(|text| kib(text, "RssShmem:")).max().unwrap_or(0);
-    (own + shared) * 1024
-}
-
-/// A line of `/proc/<pid>/status`: `RssAnon:\t    1234 kB` (proc(5)).
-fn kib(status: &str, key: &str) -> u64 {
-    let value = status.lines().find_map(|line| line.strip_prefix(key));
-    value.and_then(|value| value.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+    let status = |pid: &i32| Status::parse(&fs::read(host.proc_of(*pid, "status")).unwrap_or_default());
+    let all: Vec<_> = pids.iter().map(status).collect();
+    let shared = all.iter().map(|status| status.shared).max().unwrap_or(0);
+    all.iter().map(|status| status.own).sum::<u64>() + shared
 }
 
 fn size(bytes: u64) -> String {
@@ -85,6 +79,5 @@ mod tests {
         read.unwrap();
         assert!((64 << 20..72 << 20).contains(&found), "{found}");
         assert_eq!(memory(&Host::default(), &[i32::MAX]), 0);
-        assert_eq!(kib("Name:\tx\nVmSwap:\t   12 kB\n", "VmSwap:"), 12);
     }
 }

@@ -15,6 +15,8 @@ pub struct Status {
     pub pids: Vec<i32>,
     /// Bytes of memory that are its own, swapped out or not.
     pub own: u64,
+    /// Bytes of memory that it may share with others.
+    pub shared: u64,
     /// Real, effective, saved and file system user.
     pub uids: Vec<u32>,
     /// The same of groups.
@@ -36,13 +38,16 @@ impl Status {
             let numbers: Vec<u32> = values.iter().map_while(|word| number(word, 10)?.try_into().ok()).collect();
             let first = values.first().copied().unwrap_or_default();
             let pid = numbers.first().map_or(0, |pid| pid.cast_signed());
+            // `1234 kB`
+            let bytes = || number(first, 10).unwrap_or(0).saturating_mul(1024);
             let mask = || number(first, 16).unwrap_or(0);
             match key {
                 b"State:" => status.state = String::from_utf8_lossy(first).into_owned(),
                 b"PPid:" => status.ppid = pid,
                 b"TracerPid:" => status.tracer = pid,
                 b"NSpid:" => status.pids = numbers.into_iter().map(u32::cast_signed).collect(),
-                b"RssAnon:" | b"VmSwap:" => status.own += number(first, 10).unwrap_or(0).saturating_mul(1024),
+                b"RssAnon:" | b"VmSwap:" => status.own += bytes(),
+                b"RssShmem:" => status.shared = bytes(),
                 b"Uid:" => status.uids = numbers,
                 b"Gid:" => status.gids = numbers,
                 b"SigPnd:" => status.pending = mask(),
@@ -136,11 +141,12 @@ mod tests {
     fn a_status_is_read_whatever_the_name_is() {
         let text =
             b"Name:\tState: X\nState:\tS (sleeping)\nPPid:\t7\nTracerPid:\t0\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\n\
-            NSpid:\t100\t3\nSigPnd:\t0000000000000001\nSigBlk:\t00000000000000ff\n";
+            NSpid:\t100\t3\nRssAnon:\t    1234 kB\nRssShmem:\t 5 kB\nVmSwap:\t   1 kB\nSigPnd:\t0000000000000001\nSigBlk:\t00000000000000ff\n";
         let status = Status::parse(text);
         assert_eq!((status.state.as_str(), status.ppid, status.tracer), ("S", 7, 0));
         assert_eq!((status.pids, status.uids, status.gids), (vec![100, 3], vec![1, 2, 3, 4], vec![5, 6, 7, 8]));
         assert_eq!((status.pending, status.blocked), (1, 255));
+        assert_eq!((status.own, status.shared), (1235 << 10, 5 << 10));
         assert_eq!(Status::parse(b"Uid:\t-1\nPPid:\t99999999999\n\xff"), Status::default());
     }
 
