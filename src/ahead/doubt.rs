@@ -227,10 +227,9 @@ fn unescaped(name: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::symlink, path::PathBuf};
+    use std::os::unix::fs::symlink;
 
     use super::*;
-    use crate::{id::TaskPid, runtime::CgroupVersion};
 
     /// What is in doubt about a container of process 7, whose `/proc` is made up: its `maps`, and a file under a name that
     /// they do not have, mapped from 0x400000 on.
@@ -244,16 +243,7 @@ mod tests {
         symlink(temp.path().join("renamed"), files.join("400000-401000")).unwrap();
         let procs = temp.path().join("cgroup.procs");
         cgroup.map_or_else(|| fs::create_dir(&procs), |text| fs::write(&procs, text)).unwrap();
-        let task = Task {
-            runtime: "",
-            init: TaskPid { pid: 7, started: 0 },
-            cgroup: temp.path().to_owned(),
-            cgroup_version: CgroupVersion::V1,
-            runtime_bundle: PathBuf::new(),
-            rootfs: PathBuf::new(),
-            external_descriptors: Vec::new(),
-            undumpable: None,
-        };
+        let task = Task::stand_in(7, temp.path());
         let (host, root) = (Host { proc, ..Host::default() }, Node::open(temp.path()).unwrap());
         let mut doubt = Doubt::default();
         doubt.look(&Watch { host: &host, task: &task, root: Some(&root), everyone: false });

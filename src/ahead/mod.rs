@@ -178,9 +178,8 @@ mod tests {
     use crate::{
         digest::Hasher,
         host::Host,
-        id::TaskPid,
         layout::Layout,
-        runtime::{CgroupVersion, Task},
+        runtime::Task,
         tree::{Held, Packer, Summary, Why, plain},
     };
 
@@ -295,16 +294,7 @@ mod tests {
             let (pid, cgroup) = (sleep.id().cast_signed(), temp.path().join("cgroup"));
             fs::create_dir(&cgroup).unwrap();
             fs::write(cgroup.join("cgroup.procs"), format!("{pid}\n")).unwrap();
-            let task = Task {
-                runtime: "",
-                init: TaskPid { pid, started: 0 },
-                cgroup,
-                cgroup_version: CgroupVersion::V1,
-                runtime_bundle: PathBuf::new(),
-                rootfs: PathBuf::new(),
-                external_descriptors: Vec::new(),
-                undumpable: None,
-            };
+            let task = Task::stand_in(pid, &cgroup);
             Self { temp, staging, task }
         }
 

@@ -415,10 +415,9 @@ fn stuck(host: &Host, tid: i32) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::{path::PathBuf, process::Command};
+    use std::process::Command;
 
     use super::*;
-    use crate::runtime::CgroupVersion;
 
     /// A container made of one `sleep` and a v1 freezer made of plain files, with a watchdog that only says `armed`.
     struct Scene {
@@ -440,16 +439,7 @@ mod tests {
             fs::create_dir(&cgroup).unwrap();
             fs::write(cgroup.join("freezer.state"), state).unwrap();
             fs::write(cgroup.join("cgroup.procs"), format!("{pid}\n")).unwrap();
-            let task = Task {
-                runtime: "",
-                init: process(&host, pid).unwrap().unwrap(),
-                cgroup,
-                cgroup_version: CgroupVersion::V1,
-                runtime_bundle: PathBuf::new(),
-                rootfs: PathBuf::new(),
-                external_descriptors: Vec::new(),
-                undumpable: None,
-            };
+            let task = Task { init: process(&host, pid).unwrap().unwrap(), ..Task::stand_in(pid, &cgroup) };
             let who = ContainerRef { namespace: "default".parse().unwrap(), id: "web".parse().unwrap() };
             Self { temp, host, who, task, child }
         }

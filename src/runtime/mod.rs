@@ -45,6 +45,23 @@ pub struct Task {
     pub undumpable: Option<String>,
 }
 
+#[cfg(test)]
+impl Task {
+    /// One of cgroup v1 of which nothing is known but its first process.
+    pub fn stand_in(pid: i32, cgroup: &Path) -> Self {
+        Self {
+            runtime: "",
+            init: TaskPid { pid, started: 0 },
+            cgroup: cgroup.to_owned(),
+            cgroup_version: CgroupVersion::V1,
+            runtime_bundle: PathBuf::new(),
+            rootfs: PathBuf::new(),
+            external_descriptors: Vec::new(),
+            undumpable: None,
+        }
+    }
+}
+
 /// Reads what one runtime left of a container below its state directory.
 type Read = fn(&Host, &Path, &ContainerRef) -> Result<Option<Task>>;
 

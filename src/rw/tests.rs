@@ -13,9 +13,7 @@ use std::{
 use super::*;
 use crate::{
     digest::Digest,
-    id::TaskPid,
     layout::{Blob, Layout},
-    runtime::CgroupVersion,
     snapshotter::Origin,
     tree::Entry,
 };
@@ -62,16 +60,7 @@ impl Scene {
         let (pid, cgroup) = (sleep.0.id().cast_signed(), temp.path().join("cgroup"));
         fs::create_dir(&cgroup).unwrap();
         fs::write(cgroup.join("cgroup.procs"), format!("{pid}\n")).unwrap();
-        let task = Task {
-            runtime: "",
-            init: TaskPid { pid, started: 0 },
-            cgroup,
-            cgroup_version: CgroupVersion::V1,
-            runtime_bundle: PathBuf::new(),
-            rootfs: PathBuf::new(),
-            external_descriptors: Vec::new(),
-            undumpable: None,
-        };
+        let task = Task::stand_in(pid, &cgroup);
         let origin = [Origin::Copied, Origin::Unknown][seed as usize % 2];
         let scene = Self { temp, staging, task, origin };
         for dir in DIRS {
