@@ -10,9 +10,9 @@
 //!                         4 4 device number  4 links  4 4 device  8 inode
 //! ```
 //! Flags: 4, the stamp is the inode's own and not repeated; 8, it deletes what the image has there; 16, it may rest; 32, no
-//! entry, but a path of which something else was told; 64, a segment may end before it; 128, no entry, but an inode for which there
-//! is none. Numbers are little-endian. It is read
-//! while a container stands still, so it is not compressed, and nothing is worked out anew.
+//! entry, but a path of which something else was told; 64, a segment may end before it; 128, no entry, but an inode of which
+//! there is none. Numbers are little-endian. It is read while a container stands still, so it is not compressed, and nothing is
+//! worked out anew.
 
 use std::{
     fs::File,
@@ -346,9 +346,10 @@ impl Recorded {
         let shape = Shape { may_cut: flags & MAY_CUT != 0, head: head.into(), body };
         let stamp = if flags & HAS_STAMP == 0 { None } else { Some(Stamp::read(&mut Fields(&self.array::<STAMP>()?))) };
         let seen = if flags & HAS_INODE == 0 { None } else { Some(self.seen(flags)?) };
-        if let (true, Some(seen)) = (flags & IS_PASSED != 0, &seen) {
-            return Ok(Some(Line::Passed(path, seen.clone())));
-        }
+        let seen = match seen {
+            Some(seen) if flags & IS_PASSED != 0 => return Ok(Some(Line::Passed(path, seen))),
+            seen => seen,
+        };
         let own = seen.as_ref().filter(|_| flags & STAMP_IS_OWN != 0).map(|seen| Stamp::new(&seen.meta));
         Ok(Some(Line::Entry(Record { path, sum, shape, stamp: stamp.or(own), seen })))
     }

@@ -164,7 +164,7 @@ pub(super) struct Run<'a> {
     pub(super) findings: Vec<String>,
     /// Why CRIU does not dump, until it is told.
     pub(super) refusal: Option<Refusal>,
-    /// Bytes of memory that were hashed during the dump.
+    /// Bytes of memory that were hashed before the bundle was put together.
     hashed_ahead: u64,
 }
 

@@ -64,7 +64,7 @@ pub struct Report {
     pub frozen_ms: Option<f64>,
     /// How long all took.
     pub total_ms: f64,
-    /// Bytes of memory that were hashed while CRIU wrote them: nobody waits for these any more.
+    /// Bytes of memory that were hashed when all was taken, during the dump for the most part: nobody waits for these any more.
     pub hashed_ahead: u64,
     /// The container was stopped.
     pub exited: bool,

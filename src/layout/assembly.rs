@@ -81,14 +81,10 @@ impl Member {
     /// The file with the content, which may have become another since it was looked at.
     fn open(&self, path: &Path) -> Result<File> {
         let file = open_regular(path)?;
-        match self.is_whole(&file).at("read", path)? {
-            true => Ok(file),
-            false => Err(Error::malformed(path, "its size changes while it is read")),
+        match file.metadata().at("read", path)?.len() {
+            len if len == self.size => Ok(file),
+            _ => Err(Error::malformed(path, "its size changes while it is read")),
         }
-    }
-
-    fn is_whole(&self, file: &File) -> io::Result<bool> {
-        Ok(file.metadata()?.len() == self.size)
     }
 }
 
