@@ -391,7 +391,7 @@ impl Tree {
             return;
         }
         // Relative to a descriptor, so that no path is too long.
-        let dir = rustix::fs::open(at, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        let dir = rustix::fs::open(at, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap();
         let here = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
         for entry in fs::read_dir(&here).unwrap() {
             let entry = entry.unwrap().file_name();

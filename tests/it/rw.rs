@@ -347,11 +347,12 @@ fn a_path_longer_than_the_kernel_takes_is_told_and_kept_beside() {
     let mut stack = Stack::new(Flavour::Usual);
     stack.layer(base);
     stack.layer(|root| {
-        let mut dir = rustix::fs::open(root, rustix::fs::OFlags::PATH, Mode::empty()).unwrap();
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+        let mut dir = rustix::fs::open(root, flags, Mode::empty()).unwrap();
         for _ in 0..60 {
             let name = "d".repeat(200);
             rustix::fs::mkdirat(&dir, name.as_str(), Mode::RWXU).unwrap();
-            dir = rustix::fs::openat(&dir, name.as_str(), rustix::fs::OFlags::PATH, Mode::empty()).unwrap();
+            dir = rustix::fs::openat(&dir, name.as_str(), flags, Mode::empty()).unwrap();
         }
         special(
             &PathBuf::from(format!("/proc/self/fd/{}/deep", std::os::fd::AsRawFd::as_raw_fd(&dir))),

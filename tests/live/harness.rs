@@ -192,6 +192,20 @@ impl Lab {
         self.command("bash").args(["-euo", "pipefail", "-c", script]).output().expect("bash runs the lab script")
     }
 
+    /// Runs it until it succeeds, but not for ever: then its last failure is told.
+    #[track_caller]
+    pub fn sh_until(&self, script: &str) {
+        let start = Instant::now();
+        loop {
+            let output = self.try_sh(script);
+            if output.status.success() || start.elapsed() >= PATIENCE {
+                succeeded(script, output);
+                return;
+            }
+            sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Runs the binary under test inside.
     pub fn dewar(&self, args: &[&str]) -> Output {
         self.command("dewar").args(args).output().expect("bash runs the lab script")
@@ -324,12 +338,15 @@ pub fn dewar_json(lab: &Lab, args: &[&str]) -> serde_json::Value {
     serde_json::from_str(&dewar_ok(lab, args)).expect("--json prints JSON")
 }
 
+/// How long what must come to be is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Waits for what must come to be, but not for ever.
 #[track_caller]
 pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(10), "waited 10 s in vain until {what}");
+        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain until {what}");
         sleep(Duration::from_millis(20));
     }
 }

@@ -30,7 +30,7 @@ use serde_json::json;
 use view::View;
 use world::{World, tar_of};
 
-use crate::harness::{Cgroup, Containerd, Lab, until};
+use crate::harness::{Cgroup, Containerd, Lab};
 
 /// Inside the lab, the image of each world: `localhost/random:<n>`, and its layout `/tmp/random-<n>`.
 struct Images<'a> {
@@ -68,11 +68,8 @@ impl Images<'_> {
         // ctr 1.6 takes its default snapshotter whatever it is told.
         assert_eq!(printed.lines().last() == Some("overlay"), snapshotter == "overlayfs", "{printed}");
         let view = View::of(&self.path("/tmp/mounted"));
-        // Busy for a moment, where another instance is being made and copies the mounts.
-        until("the image is unmounted", || {
-            let unmount = format!("ctr images unmount --rm --snapshotter {snapshotter} /tmp/mounted");
-            self.lab.try_sh(&unmount).status.success()
-        });
+        // Busy, while another process still has something in it open; `ctr` itself waits two and a half seconds only.
+        self.lab.sh_until(&format!("ctr images unmount --rm --snapshotter {snapshotter} /tmp/mounted"));
         self.lab.sh(&format!("ctr images rm --sync localhost/random:{n}"));
         view
     }

@@ -57,7 +57,8 @@ impl Tree {
             return;
         }
         // Through a descriptor, so that no path is too long.
-        let dir = rustix::fs::openat(CWD, at, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).expect("it opens");
+        let dir = rustix::fs::openat(CWD, at, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .expect("it opens");
         let here = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
         for entry in fs::read_dir(&here).expect("it lists") {
             let entry = entry.expect("it lists").file_name();

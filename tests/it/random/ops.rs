@@ -433,8 +433,9 @@ fn mapped(path: &Path) -> io::Result<()> {
 }
 
 fn nameless(place: &Place, bytes: Bytes) -> io::Result<()> {
-    let dir = rustix::fs::openat(&place.dir, ".", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
-    let file = rustix::fs::openat(&dir, ".", OFlags::TMPFILE | OFlags::RDWR, Mode::from_raw_mode(0o604))?;
+    let dir = rustix::fs::openat(&place.dir, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let file =
+        rustix::fs::openat(&dir, ".", OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::from_raw_mode(0o604))?;
     let file = fs::File::from(file);
     file.write_all_at(&bytes.make(), 0)?;
     let from = format!("/proc/self/fd/{}", file.as_raw_fd());

@@ -48,7 +48,7 @@ impl View {
             return Ok(());
         }
         // Relative to a descriptor, so that no path is too long.
-        let dir = rustix::fs::open(at, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
+        let dir = rustix::fs::open(at, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let here = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
         for entry in fs::read_dir(&here)? {
             let entry = entry?.file_name();
