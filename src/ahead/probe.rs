@@ -13,12 +13,12 @@ use std::{
 
 use super::{
     doubt::Doubt,
-    record::{Line, Record, Recorded, Seen},
+    record::{Places, Recorded, Rest},
 };
 use crate::{
     error::{At, Result},
     interrupt,
-    tree::{Foothold, Kind, Meta, Node, sink::END_KEY},
+    tree::{Foothold, Meta, Node, sink::END_KEY},
 };
 
 /// Where to look, and what was seen there before somebody else came by.
@@ -123,35 +123,33 @@ impl<'p> Looker<'p> {
     }
 
     fn run(mut self, recorded: &Mutex<Recorded>) -> Result<Touched> {
-        let mut lines = Vec::with_capacity(AT_ONCE);
+        let mut places = Places::default();
         loop {
             interrupt::check()?;
-            take(recorded, &mut lines).at("read", "the records of a draft")?;
-            if lines.is_empty() {
+            let mut shared = recorded.lock().unwrap_or_else(PoisonError::into_inner);
+            shared.places(AT_ONCE, &mut places).at("read", "the records of a draft")?;
+            drop(shared);
+            if places.is_empty() {
                 return Ok(self.touched);
             }
-            for line in lines.drain(..) {
-                match line {
-                    Line::Entry(Record { path, seen, .. }) if self.rests(&path, seen.as_ref()) => {}
-                    Line::Passed(path, seen) if self.rests(&path, Some(&seen)) => {}
-                    line => self.touched.add(line.path()),
+            for (path, rest) in places.iter() {
+                if !self.rests(path, rest) {
+                    self.touched.add(path);
                 }
             }
         }
     }
 
-    fn rests(&mut self, path: &[u8], seen: Option<&Seen>) -> bool {
-        let Some(seen) = seen.filter(|seen| seen.may_rest) else {
-            // The end of the archive lies nowhere.
-            return path == END_KEY;
-        };
+    fn rests(&mut self, path: &[u8], rest: Option<&Rest>) -> bool {
+        // The end of the archive lies nowhere.
+        let Some(rest) = rest else { return path == END_KEY };
         if let Some((_, meta)) = self.probe.before.filter(|(before, _)| *before == path) {
-            return seen.rests(meta);
+            return rest.is_of(meta);
         }
-        let (root, is_file) = (&self.probe.root.meta, seen.meta.kind == Kind::File);
+        let root = &self.probe.root.meta;
         self.look_at(path).is_ok_and(|now| {
             // The same inode may have been mounted there since.
-            seen.rests(&now) && now.is_on_mount_of(root) && !(is_file && self.doubt.is_about(&now))
+            rest.is_of(&now) && now.is_on_mount_of(root) && !(rest.is_file && self.doubt.is_about(&now))
         })
     }
 
@@ -188,24 +186,16 @@ impl<'p> Looker<'p> {
     }
 }
 
-fn take(recorded: &Mutex<Recorded>, lines: &mut Vec<Line>) -> io::Result<()> {
-    let mut recorded = recorded.lock().unwrap_or_else(PoisonError::into_inner);
-    while lines.len() < AT_ONCE {
-        match recorded.line()? {
-            Some(line) => lines.push(line),
-            None => break,
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
 
     use super::*;
     use crate::{
-        ahead::{cut::Shape, record::Records},
+        ahead::{
+            cut::Shape,
+            record::{Record, Records, Seen},
+        },
         pax::Time,
     };
 

@@ -49,7 +49,7 @@ pub fn is_beyond(path: &[u8], of: &[u8]) -> bool {
 impl Line {
     /// Its path.
     pub fn path(&self) -> &[u8] {
-        let (Self::Entry(Record { path, .. }) | Self::Passed(path, _) | Self::Odd(path)) = self;
+        let (Self::Entry(Record { path, .. }) | Self::Passed(path) | Self::Odd(path)) = self;
         path
     }
 }
@@ -92,9 +92,9 @@ impl Seen {
         Self { may_rest: is_alone && Stamp::of(&meta, then).is_some(), meta, is_whiteout }
     }
 
-    /// True if the inode says the same `now`, and no other.
-    pub fn rests(&self, now: &Meta) -> bool {
-        self.may_rest && Stamp::new(&self.meta).is_of(now)
+    /// What must be the same for the entry to be the same; `None`: it never rests.
+    fn rest(&self) -> Option<Rest> {
+        self.may_rest.then(|| Rest { stamp: Stamp::new(&self.meta), is_file: self.meta.kind == Kind::File })
     }
 }
 
@@ -104,7 +104,7 @@ pub enum Line {
     /// An entry.
     Entry(Record),
     /// What lies there has no entry: it is as the image has it.
-    Passed(Vec<u8>, Seen),
+    Passed(Vec<u8>),
     /// Something else was told of this path: whoever comes by must tell it again.
     Odd(Vec<u8>),
 }
@@ -287,6 +287,51 @@ pub fn read_meta(bytes: &[u8; META]) -> Meta {
     Meta { kind, mode, uid, gid, size, mtime, ctime, atime, btime, device, links, id, mount, is_mount_root }
 }
 
+/// What is before a line's path.
+struct Head {
+    sum: u64,
+    shape: Shape,
+    flags: u8,
+}
+
+/// Several lines, of which no more is kept than is needed to look whether they rest.
+#[derive(Default)]
+pub struct Places {
+    /// All paths, one after another.
+    paths: Vec<u8>,
+    /// Where each path ends, and what lay there; `None`: what is there never rests.
+    ends: Vec<(usize, Option<Rest>)>,
+}
+
+impl Places {
+    /// Each path, and what lay there.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], Option<&Rest>)> {
+        let starts = std::iter::once(0).chain(self.ends.iter().map(|(end, _)| *end));
+        let path = |(start, end): (usize, usize)| self.paths.get(start..end).unwrap_or_default();
+        starts.zip(&self.ends).map(move |(start, (end, rest))| (path((start, *end)), rest.as_ref()))
+    }
+
+    /// True at the end.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+}
+
+/// What must be the same for an entry to be the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rest {
+    stamp: Stamp,
+    /// It is a regular file: its content counts too.
+    pub is_file: bool,
+}
+
+impl Rest {
+    /// True if the inode says the same `now`.
+    pub fn is_of(&self, now: &Meta) -> bool {
+        self.stamp.is_of(now)
+    }
+}
+
 /// Reads records.
 pub struct Recorded {
     from: BufReader<Reading>,
@@ -325,6 +370,37 @@ impl Recorded {
 
     /// The next line.
     pub fn line(&mut self) -> io::Result<Option<Line>> {
+        let Some(Head { sum, shape, flags }) = self.head()? else { return Ok(None) };
+        let path = self.last.clone();
+        if flags & IS_ODD != 0 {
+            return Ok(Some(Line::Odd(path)));
+        }
+        let stamp = self.stamp(flags)?;
+        let seen = if flags & HAS_INODE == 0 { None } else { Some(self.seen(flags)?) };
+        if flags & IS_PASSED != 0 {
+            return Ok(Some(Line::Passed(path)));
+        }
+        let own = seen.as_ref().filter(|_| flags & STAMP_IS_OWN != 0).map(|seen| Stamp::new(&seen.meta));
+        Ok(Some(Line::Entry(Record { path, sum, shape, stamp: stamp.or(own), seen })))
+    }
+
+    /// Puts the next `count` lines into `places`, in place of what is there; less at the end.
+    pub fn places(&mut self, count: usize, places: &mut Places) -> io::Result<()> {
+        places.paths.clear();
+        places.ends.clear();
+        while places.ends.len() < count {
+            let Some(Head { flags, .. }) = self.head()? else { break };
+            self.stamp(flags)?;
+            let seen = if flags & HAS_INODE == 0 { None } else { Some(self.seen(flags)?) };
+            let rest = seen.as_ref().and_then(Seen::rest);
+            places.paths.extend(&self.last);
+            places.ends.push((places.paths.len(), rest));
+        }
+        Ok(())
+    }
+
+    /// What every line begins with; its path becomes the last.
+    fn head(&mut self) -> io::Result<Option<Head>> {
         if self.left == 0 {
             return Ok(None);
         }
@@ -339,19 +415,11 @@ impl Recorded {
         self.last.truncate(shared);
         self.last.resize(shared + rest, 0);
         self.from.read_exact(&mut self.last[shared..])?;
-        let path = self.last.clone();
-        if flags & IS_ODD != 0 {
-            return Ok(Some(Line::Odd(path)));
-        }
-        let shape = Shape { may_cut: flags & MAY_CUT != 0, head: head.into(), body };
-        let stamp = if flags & HAS_STAMP == 0 { None } else { Some(Stamp::read(&mut Fields(&self.array::<STAMP>()?))) };
-        let seen = if flags & HAS_INODE == 0 { None } else { Some(self.seen(flags)?) };
-        let seen = match seen {
-            Some(seen) if flags & IS_PASSED != 0 => return Ok(Some(Line::Passed(path, seen))),
-            seen => seen,
-        };
-        let own = seen.as_ref().filter(|_| flags & STAMP_IS_OWN != 0).map(|seen| Stamp::new(&seen.meta));
-        Ok(Some(Line::Entry(Record { path, sum, shape, stamp: stamp.or(own), seen })))
+        Ok(Some(Head { sum, shape: Shape { may_cut: flags & MAY_CUT != 0, head: head.into(), body }, flags }))
+    }
+
+    fn stamp(&mut self, flags: u8) -> io::Result<Option<Stamp>> {
+        Ok(if flags & HAS_STAMP == 0 { None } else { Some(Stamp::read(&mut Fields(&self.array::<STAMP>()?))) })
     }
 
     fn seen(&mut self, flags: u8) -> io::Result<Seen> {
@@ -461,8 +529,21 @@ mod tests {
         assert_eq!(lines.filter(|line| matches!(line, Line::Odd(path) if path == b"a/socket")).count(), all.len());
         let mut read = Recorded::read(&file, count).unwrap();
         let met: Vec<_> = std::iter::from_fn(|| read.met().unwrap()).collect();
-        let is_right = |line: &&Line| matches!(line, Line::Passed(path, seen) if path == b"a/same" && *seen == passed);
+        let is_right = |line: &&Line| matches!(line, Line::Passed(path) if path == b"a/same");
         assert_eq!((met.len(), met.iter().filter(is_right).count()), (2 * all.len(), all.len()));
+        let (mut read, mut places) = (Recorded::read(&file, count).unwrap(), Places::default());
+        let mut found = Vec::new();
+        while {
+            read.places(4, &mut places).unwrap();
+            !places.is_empty()
+        } {
+            found.extend(places.iter().map(|(path, rest)| (path.to_vec(), rest.copied())));
+        }
+        let three = |record: &Record| {
+            let rest = record.seen.as_ref().and_then(Seen::rest);
+            [(b"a/socket".to_vec(), None), (b"a/same".to_vec(), passed.rest()), (record.path.clone(), rest)]
+        };
+        assert_eq!(found, all.iter().flat_map(three).collect::<Vec<_>>());
     }
 
     #[test]
@@ -478,10 +559,12 @@ mod tests {
         let (file, directory) = (long_ago(meta(0)), long_ago(meta(1)));
         let alone = Meta { links: 1, ..file.clone() };
         let now = Time { secs: 3, nanos: 0 };
-        let rests = |meta: &Meta, whiteout, then| Seen::of(meta, whiteout, then).rests(meta);
+        let rests =
+            |meta: &Meta, whiteout, then| Seen::of(meta, whiteout, then).rest().is_some_and(|rest| rest.is_of(meta));
         assert!(rests(&alone, false, now) && rests(&directory, false, now) && rests(&file, true, now));
         assert!(!rests(&file, false, now) && !rests(&alone, false, Time::default()));
-        assert!(!Seen::of(&alone, false, now).rests(&Meta { ctime: now, ..alone.clone() }));
+        let rest = Seen::of(&alone, false, now).rest().unwrap();
+        assert!(!rest.is_of(&Meta { ctime: now, ..alone.clone() }));
     }
 
     #[test]
