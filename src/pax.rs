@@ -102,7 +102,7 @@ impl Header<'_> {
         let room = room + least.saturating_sub(room).div_ceil(align) * align;
         let len = usize::try_from(room).map_or(0, |room| room - records.len());
         // The length stands before it, and counts its own digits.
-        let value = len.saturating_sub(digits(len) + COMMENT.len() + 3);
+        let value = len.saturating_sub(decimals(len) + COMMENT.len() + 3);
         record(&mut records, COMMENT, &vec![b' '; value]);
         self.encode_with(&records)
     }
@@ -199,16 +199,16 @@ fn extended(path: &[u8], len: usize) -> [u8; BLOCK] {
 /// `<length> <key>=<value>\n`, where the length counts its own digits.
 pub fn record(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let bare = key.len() + value.len() + 3;
-    let mut len = bare + digits(bare);
+    let mut len = bare + decimals(bare);
     // One more digit may have appeared; it cannot appear twice.
-    len = bare + digits(len);
+    len = bare + decimals(len);
     out.extend(len.to_string().as_bytes());
     for part in [b" ", key, b"=", value, b"\n"] {
         out.extend(part);
     }
 }
 
-fn digits(n: usize) -> usize {
+fn decimals(n: usize) -> usize {
     n.checked_ilog10().map_or(1, |log| log as usize + 1)
 }
 
@@ -239,13 +239,22 @@ fn or_zero(value: u64, width: usize) -> u64 {
 fn octal(field: &mut [u8], value: u64) {
     let width = field.len();
     if fits_octal(value, width) {
-        let digits = format!("{value:0len$o}\0", len = width - 1);
-        field.copy_from_slice(digits.as_bytes());
+        digits(field, value);
     } else {
         let bytes = value.to_be_bytes();
         let take = width.min(bytes.len());
         field[width - take..].copy_from_slice(&bytes[bytes.len() - take..]);
         field[0] |= 0x80;
+    }
+}
+
+/// Octal digits that fill the field, and a NUL. Nine such fields are written for each file: formatting costs too much.
+fn digits(field: &mut [u8], mut value: u64) {
+    let Some((end, field)) = field.split_last_mut() else { return };
+    *end = 0;
+    for digit in field.iter_mut().rev() {
+        *digit = b'0' + (value & 7) as u8;
+        value >>= 3;
     }
 }
 
@@ -262,7 +271,7 @@ fn text(field: &mut [u8], value: &[u8]) {
 pub fn checksum(block: &mut [u8; BLOCK]) {
     block[148..156].fill(b' ');
     let sum: u32 = block.iter().map(|&b| u32::from(b)).sum();
-    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    digits(&mut block[148..155], sum.into());
 }
 
 #[cfg(test)]

@@ -199,6 +199,10 @@ impl Sink for Catcher<'_> {
         Ok(self.is_had)
     }
 
+    fn reads_all(&self) -> bool {
+        false
+    }
+
     fn rests(&mut self, key: &[u8]) -> Result<Option<Summary>> {
         self.approach(key)?;
         if self.touched.is_about(key) || self.recorded.order(key) != Some(Ordering::Equal) {

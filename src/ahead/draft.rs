@@ -77,6 +77,10 @@ impl Sink for Drafter<'_> {
         Ok(false)
     }
 
+    fn reads_all(&self) -> bool {
+        true
+    }
+
     fn rests(&mut self, _: &[u8]) -> Result<Option<Summary>> {
         Ok(None)
     }

@@ -202,6 +202,10 @@ impl Sink for Between<'_> {
         self.sink.has(key, data, body)
     }
 
+    fn reads_all(&self) -> bool {
+        self.sink.reads_all()
+    }
+
     fn rests(&mut self, key: &[u8]) -> Result<Option<Summary>> {
         self.what.take().inspect(|what| what());
         self.sink.rests(key)

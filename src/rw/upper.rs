@@ -155,6 +155,7 @@ impl Walk<'_, '_> {
 
     /// False if it is not in the layer.
     fn upper_entry(&mut self, name: &[u8], path: &[u8], node: &Node, place: Place) -> Result<bool, Failed> {
+        self.packer.expect(node);
         if self.marks.is_whiteout(node)? {
             self.delete(name, path, Some(node), place)?;
             return Ok(true);

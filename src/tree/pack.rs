@@ -233,6 +233,19 @@ impl<'a> Packer<'a> {
         if let Out::Sink(sink) = &mut self.out { sink.rests_beforehand(path) } else { Ok(false) }
     }
 
+    /// `node` will be written, if nothing stands in the way.
+    pub fn expect(&self, node: &Node) {
+        let is_read = match &self.out {
+            Out::Sink(sink) => sink.reads_all(),
+            Out::Tar(_) | Out::Sparse(_) => true,
+            Out::List(_) => false,
+        };
+        if is_read && node.meta.kind == Kind::File {
+            // Why it cannot be opened is told by whoever needs it.
+            let _ = node.opened();
+        }
+    }
+
     /// Content will be read to see whether it is to be written.
     pub fn about_to_read(&mut self) {
         if let Out::Sink(sink) = &mut self.out {
@@ -347,7 +360,7 @@ impl<'a> Packer<'a> {
             Out::Sink(sink) => sink.has(path, &data.meta, node.meta.size + padding)?,
             _ => false,
         };
-        let file = match if is_had { None } else { Some(data.data()) } {
+        let file = match if is_had { None } else { Some(data.opened()) } {
             Some(Err(e)) => return self.unreadable(path, node, &e),
             Some(Ok(file)) => Some(file),
             None => None,
@@ -359,7 +372,7 @@ impl<'a> Packer<'a> {
             self.summary.written += node.meta.size + padding;
             return Ok(true);
         };
-        self.content(path, node.meta.size, &file)?;
+        self.content(path, node.meta.size, file)?;
         self.write_zeros(padding)?;
         let is_same = |now: Meta| now.size == data.meta.size && now.mtime == data.meta.mtime;
         if !data.meta_now().is_ok_and(is_same) {

@@ -36,6 +36,8 @@ pub trait Sink {
     /// True if the content of the file `data`, for the entry `key` that comes next, need not be read; with the padding its
     /// length is `body`.
     fn has(&mut self, key: &[u8], data: &Meta, body: u64) -> Result<bool>;
+    /// True if the content of every file has to be read.
+    fn reads_all(&self) -> bool;
     /// If what lies at `key` and all below it are as they were drafted: the account of them, and they are taken. Else nothing has
     /// happened.
     fn rests(&mut self, key: &[u8]) -> Result<Option<Summary>>;
