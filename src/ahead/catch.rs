@@ -55,16 +55,38 @@ struct Cursor {
     recorded: Recorded,
     /// What comes there.
     next: Option<Line>,
+    /// So many entries were passed over.
+    entries: u64,
+    /// The account of them.
+    account: Summary,
 }
 
 impl Cursor {
     fn begin(draft: &Drafted) -> Result<Self> {
-        let mut cursor = Self { recorded: draft.records()?, next: None };
+        let (recorded, account) = (draft.records()?, Summary::default());
+        let mut cursor = Self { recorded, next: None, entries: 0, account };
         cursor.step().map(|()| cursor)
     }
 
     fn step(&mut self) -> Result<()> {
+        if let Some(Line::Entry(record)) = &self.next {
+            self.entries += 1;
+            record.count(&mut self.account);
+        }
         self.next = self.recorded.met().at("read", "the records of a draft")?;
+        Ok(())
+    }
+
+    /// Passes over what comes there, which is `key`'s, and all below it.
+    fn pass(&mut self, key: &[u8], draft: &Drafted) -> Result<()> {
+        if let Some(place) = draft.last_below(key, self.recorded.lines()) {
+            self.recorded.leap(place).at("read", "the records of a draft")?;
+            (self.next, self.entries, self.account) = (None, place.before.entries, place.before.account.clone());
+            self.step()?;
+        }
+        while self.next.as_ref().is_some_and(|line| !is_beyond(line.path(), key)) {
+            self.step()?;
+        }
         Ok(())
     }
 
@@ -129,17 +151,17 @@ impl<'d> Catcher<'d> {
     /// Passes over one line; an entry is counted among these.
     fn pass_over(&mut self, kind: u8) -> Result<()> {
         if self.recorded.is_entry() {
-            self.count(kind)?;
+            self.count(kind, 1)?;
         }
         self.recorded.step()
     }
 
-    fn count(&mut self, kind: u8) -> Result<()> {
+    fn count(&mut self, kind: u8, entries: u64) -> Result<()> {
         if self.run.0 != kind {
             self.flush().at("write", "what changed")?;
             self.run.0 = kind;
         }
-        self.run.1 += 1;
+        self.run.1 += entries;
         Ok(())
     }
 
@@ -208,14 +230,10 @@ impl Sink for Catcher<'_> {
         if self.touched.is_about(key) || self.recorded.order(key) != Some(Ordering::Equal) {
             return Ok(None);
         }
-        let mut resting = Summary::default();
-        while let Some(line) = self.recorded.next.as_ref().filter(|line| !is_beyond(line.path(), key)) {
-            if let Line::Entry(record) = line {
-                record.count(&mut resting);
-            }
-            self.pass_over(SAME)?;
-        }
-        Ok(Some(resting))
+        let (entries, account) = (self.recorded.entries, self.recorded.account.clone());
+        self.recorded.pass(key, self.draft)?;
+        self.count(SAME, self.recorded.entries - entries)?;
+        Ok(Some(self.recorded.account.since(&account)))
     }
 
     fn rests_beforehand(&mut self, key: &[u8]) -> Result<bool> {
@@ -230,8 +248,8 @@ impl Sink for Catcher<'_> {
             cursor.step()?;
         }
         let rests = cursor.order(key) == Some(Ordering::Equal);
-        while rests && cursor.next.as_ref().is_some_and(|line| !is_beyond(line.path(), key)) {
-            cursor.step()?;
+        if rests {
+            cursor.pass(key, self.draft)?;
         }
         Ok(rests)
     }

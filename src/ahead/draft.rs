@@ -12,9 +12,10 @@ use super::{
     bytes::Bytes,
     codec::{Codec, Compression},
     cut::Shape,
+    index::Place,
     make::{Made, Maker},
     press::{End, Job, Press, Pressed},
-    record::{Record, Recorded, Records, Seen, Stamp},
+    record::{Kept, Record, Recorded, Records, Seen, Stamp},
 };
 use crate::{
     digest::Hasher,
@@ -60,9 +61,8 @@ impl<'b> Drafter<'b> {
         };
         let file = pressed.blob.so_far()?;
         let records = self.records.map(Records::finish).transpose().at("write", "the records of a draft")?;
-        let (records, count) = records.map_or((None, 0), |(file, count)| (Some(file), count));
         let codec = Codec::new(how).at("compress", "a layer")?;
-        Ok(Drafted { how, pressed, file, records, count, sums: self.sums, codec, at_hand: None, next: None })
+        Ok(Drafted { how, pressed, file, records, sums: self.sums, codec, at_hand: None, next: None })
     }
 
     fn record(&mut self) -> Result<()> {
@@ -160,9 +160,7 @@ pub struct Drafted {
     pressed: Box<Pressed>,
     /// The blob's file, to be read.
     file: File,
-    records: Option<File>,
-    /// How many there are.
-    count: u64,
+    records: Option<Kept>,
     /// Sums of headers are keyed by chance: nobody can make two headers of one sum.
     sums: RandomState,
     codec: Codec,
@@ -176,7 +174,12 @@ impl Drafted {
     /// Its entries.
     pub fn records(&self) -> Result<Recorded> {
         let none = || Error::malformed("the draft", "has no records");
-        Recorded::read(self.records.as_ref().ok_or_else(none)?, self.count).at("read", "the records of a draft")
+        self.records.as_ref().ok_or_else(none)?.read().at("read", "the records of a draft")
+    }
+
+    /// The last of its lines that is of `key` or what lies below it, if many lie between; `read` so many, the last of them `key`'s.
+    pub fn last_below(&self, key: &[u8], read: u64) -> Option<&Place> {
+        self.records.as_ref().and_then(|records| records.index.last_below(key, read))
     }
 
     /// Its entries, if it keeps records.

@@ -16,6 +16,7 @@ mod codec;
 mod cut;
 mod doubt;
 mod draft;
+mod index;
 mod make;
 mod press;
 mod probe;

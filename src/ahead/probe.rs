@@ -219,12 +219,12 @@ mod tests {
             let (path, shape) = (path.as_bytes().to_vec(), Shape::of(path.as_bytes(), 512, 0));
             records.put(&Record { path, sum: 0, shape, stamp: None, seen }).unwrap();
         }
-        let (records, count) = records.finish().unwrap();
+        let kept = records.finish().unwrap();
         for path in [file(3), "e/a".into(), "tmp".into()] {
             fs::write(temp.path().join(path), "touched").unwrap();
         }
         let probe = Probe { root: &root, before: Some((b"tmp", &before)) };
-        let look = |probe| Touched::look(probe, Recorded::read(&records, count).unwrap(), &Doubt::default()).unwrap();
+        let look = |probe| Touched::look(probe, kept.read().unwrap(), &Doubt::default()).unwrap();
         let touched = look(&probe);
         for (path, is_so) in [(file(3), true), (file(9), false), (file(MAX_DEPTH - 1), false)] {
             assert_eq!(touched.is_about(path.as_bytes()), is_so, "{path}");

@@ -70,6 +70,20 @@ impl Summary {
         self.written += part.written;
     }
 
+    /// The figures of what came after `earlier`, of what can be part of another.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            files: self.files - earlier.files,
+            directories: self.directories - earlier.directories,
+            symlinks: self.symlinks - earlier.symlinks,
+            devices: self.devices - earlier.devices,
+            whiteouts: self.whiteouts - earlier.whiteouts,
+            bytes: self.bytes.wrapping_sub(earlier.bytes),
+            written: self.written.wrapping_sub(earlier.written),
+            ..Self::default()
+        }
+    }
+
     /// How many entries it counts.
     pub fn entries(&self) -> u64 {
         self.files + self.directories + self.symlinks + self.devices + self.hard_links + self.whiteouts
