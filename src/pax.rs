@@ -102,7 +102,7 @@ impl Header<'_> {
         let room = room + least.saturating_sub(room).div_ceil(align) * align;
         let len = usize::try_from(room).map_or(0, |room| room - records.len());
         // The length stands before it, and counts its own digits.
-        let value = len.saturating_sub(decimals(len) + COMMENT.len() + 3);
+        let value = len.saturating_sub(digit_count(len) + COMMENT.len() + 3);
         record(&mut records, COMMENT, &vec![b' '; value]);
         self.encode_with(&records)
     }
@@ -199,16 +199,16 @@ fn extended(path: &[u8], len: usize) -> [u8; BLOCK] {
 /// `<length> <key>=<value>\n`, where the length counts its own digits.
 pub fn record(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let bare = key.len() + value.len() + 3;
-    let mut len = bare + decimals(bare);
+    let mut len = bare + digit_count(bare);
     // One more digit may have appeared; it cannot appear twice.
-    len = bare + decimals(len);
+    len = bare + digit_count(len);
     out.extend(len.to_string().as_bytes());
     for part in [b" ", key, b"=", value, b"\n"] {
         out.extend(part);
     }
 }
 
-fn decimals(n: usize) -> usize {
+fn digit_count(n: usize) -> usize {
     n.checked_ilog10().map_or(1, |log| log as usize + 1)
 }
 
@@ -248,7 +248,7 @@ fn octal(field: &mut [u8], value: u64) {
     }
 }
 
-/// Octal digits that fill the field, and a NUL. Nine such fields are written for each file: formatting costs too much.
+/// Octal digits that fill the field, and a NUL. Fourteen such fields are written for most files: formatting costs too much.
 fn digits(field: &mut [u8], mut value: u64) {
     let Some((end, field)) = field.split_last_mut() else { return };
     *end = 0;

@@ -8,7 +8,8 @@
 //!   c                          its content is that of the draft's next entry, of which nothing else is kept
 //!   d u32 bytes   z u64        or these bytes, and so many zeros, by turns
 //! ```
-//! Numbers are little-endian. The draft's entries are in the order in which they are met again, so both are read once.
+//! Numbers are little-endian. The draft's entries are in the order in which they are met again, so both are gone through
+//! once, and what rests is leapt over (`record::index`).
 
 use std::{
     cmp::Ordering,
@@ -81,7 +82,7 @@ impl Cursor {
     fn pass(&mut self, key: &[u8], draft: &Drafted) -> Result<()> {
         if let Some(place) = draft.last_below(key, self.recorded.lines()) {
             self.recorded.leap(place).at("read", "the records of a draft")?;
-            (self.next, self.entries, self.account) = (None, place.before.entries, place.before.account.clone());
+            (self.next, self.entries, self.account) = (None, place.preceding.entries, place.preceding.account.clone());
             self.step()?;
         }
         while self.next.as_ref().is_some_and(|line| !is_beyond(line.path(), key)) {
@@ -157,6 +158,9 @@ impl<'d> Catcher<'d> {
     }
 
     fn count(&mut self, kind: u8, entries: u64) -> Result<()> {
+        if entries == 0 {
+            return Ok(());
+        }
         if self.run.0 != kind {
             self.flush().at("write", "what changed")?;
             self.run.0 = kind;

@@ -12,10 +12,9 @@ use super::{
     bytes::Bytes,
     codec::{Codec, Compression},
     cut::Shape,
-    index::Place,
     make::{Made, Maker},
     press::{End, Job, Press, Pressed},
-    record::{Kept, Record, Recorded, Records, Seen, Stamp},
+    record::{Kept, Place, Record, Recorded, Records, Seen, Stamp},
 };
 use crate::{
     digest::Hasher,
@@ -177,7 +176,7 @@ impl Drafted {
         self.records.as_ref().ok_or_else(none)?.read().at("read", "the records of a draft")
     }
 
-    /// The last of its lines that is of `key` or what lies below it, if many lie between; `read` so many, the last of them `key`'s.
+    /// The last place among its lines that is `key`'s or below it, of one who has read so many of them, the last of them `key`'s.
     pub fn last_below(&self, key: &[u8], read: u64) -> Option<&Place> {
         self.records.as_ref().and_then(|records| records.index.last_below(key, read))
     }

@@ -16,7 +16,6 @@ mod codec;
 mod cut;
 mod doubt;
 mod draft;
-mod index;
 mod make;
 mod press;
 mod probe;

@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     doubt::Doubt,
-    record::{Places, Recorded, Rest},
+    record::{Looks, Recorded, Rest},
 };
 use crate::{
     error::{At, Result},
@@ -123,16 +123,16 @@ impl<'p> Looker<'p> {
     }
 
     fn run(mut self, recorded: &Mutex<Recorded>) -> Result<Touched> {
-        let mut places = Places::default();
+        let mut looks = Looks::default();
         loop {
             interrupt::check()?;
             let mut shared = recorded.lock().unwrap_or_else(PoisonError::into_inner);
-            shared.places(AT_ONCE, &mut places).at("read", "the records of a draft")?;
+            shared.looks(AT_ONCE, &mut looks).at("read", "the records of a draft")?;
             drop(shared);
-            if places.is_empty() {
+            if looks.is_empty() {
                 return Ok(self.touched);
             }
-            for (path, rest) in places.iter() {
+            for (path, rest) in looks.iter() {
                 if !self.rests(path, rest) {
                     self.touched.add(path);
                 }

@@ -155,7 +155,10 @@ impl Walk<'_, '_> {
 
     /// False if it is not in the layer.
     fn upper_entry(&mut self, name: &[u8], path: &[u8], node: &Node, place: Place) -> Result<bool, Failed> {
-        self.packer.expect(node);
+        // What lies on another mount, or has no place in a layer, is not opened.
+        if node.meta.is_on_mount_of(&self.root) && refuse(path).is_none() {
+            self.packer.expect(node);
+        }
         if self.marks.is_whiteout(node)? {
             self.delete(name, path, Some(node), place)?;
             return Ok(true);

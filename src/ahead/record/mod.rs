@@ -15,11 +15,13 @@
 //! worked out anew.
 
 mod format;
+mod index;
 mod read;
 mod write;
 
 pub use format::{META, read_meta, write_meta};
-pub use read::{Places, Recorded};
+pub use index::Place;
+pub use read::{Looks, Recorded};
 pub use write::{Kept, Records};
 
 use super::cut::Shape;
@@ -207,13 +209,13 @@ mod tests {
         let met: Vec<_> = std::iter::from_fn(|| read.met().unwrap()).collect();
         let is_right = |line: &&Line| matches!(line, Line::Passed(path) if path == b"a/same");
         assert_eq!((met.len(), met.iter().filter(is_right).count()), (2 * all.len(), all.len()));
-        let (mut read, mut places) = (kept.read().unwrap(), Places::default());
+        let (mut read, mut looks) = (kept.read().unwrap(), Looks::default());
         let mut found = Vec::new();
         while {
-            read.places(4, &mut places).unwrap();
-            !places.is_empty()
+            read.looks(4, &mut looks).unwrap();
+            !looks.is_empty()
         } {
-            found.extend(places.iter().map(|(path, rest)| (path.to_vec(), rest.copied())));
+            found.extend(looks.iter().map(|(path, rest)| (path.to_vec(), rest.copied())));
         }
         let three = |record: &Record| {
             let rest = record.seen.as_ref().and_then(Seen::rest);

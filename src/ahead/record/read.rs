@@ -12,11 +12,9 @@ use super::{
         Fields, HAS_INODE, HAS_STAMP, HEAD, IS_ODD, IS_PASSED, IS_WHITEOUT, MAY_CUT, MAY_REST, STAMP, STAMP_IS_OWN,
         read_meta,
     },
+    index::Place,
 };
-use crate::{
-    ahead::{cut::Shape, index::Place},
-    tree::sink::MAX_KEY,
-};
+use crate::{ahead::cut::Shape, tree::sink::MAX_KEY};
 
 /// What is before a line's path.
 struct Head {
@@ -27,14 +25,14 @@ struct Head {
 
 /// Several lines, of which no more is kept than is needed to look whether they rest.
 #[derive(Default)]
-pub struct Places {
+pub struct Looks {
     /// All paths, one after another.
     paths: Vec<u8>,
-    /// Where each path ends, and what lay there; `None`: what is there never rests.
+    /// Where each path ends, and what lay there; `None`: nothing is known there that could rest.
     ends: Vec<(usize, Option<Rest>)>,
 }
 
-impl Places {
+impl Looks {
     /// Each path, and what lay there.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], Option<&Rest>)> {
         let starts = std::iter::once(0).chain(self.ends.iter().map(|(end, _)| *end));
@@ -73,7 +71,7 @@ impl Recorded {
     /// Goes on with the line at `place`.
     pub fn leap(&mut self, place: &Place) -> io::Result<()> {
         self.from.seek(SeekFrom::Start(place.at))?;
-        self.left = self.count.saturating_sub(place.before.lines);
+        self.left = self.count.saturating_sub(place.preceding.lines);
         // It begins with what the line before has in common with it.
         self.last.clone_from(&place.path);
         Ok(())
@@ -108,7 +106,7 @@ impl Recorded {
             return Ok(Some(Line::Odd(path)));
         }
         let stamp = self.stamp(flags)?;
-        let seen = if flags & HAS_INODE == 0 { None } else { Some(self.seen(flags)?) };
+        let seen = self.seen(flags)?;
         if flags & IS_PASSED != 0 {
             return Ok(Some(Line::Passed(path)));
         }
@@ -116,17 +114,17 @@ impl Recorded {
         Ok(Some(Line::Entry(Record { path, sum, shape, stamp: stamp.or(own), seen })))
     }
 
-    /// Puts the next `count` lines into `places`, in place of what is there; less at the end.
-    pub fn places(&mut self, count: usize, places: &mut Places) -> io::Result<()> {
-        places.paths.clear();
-        places.ends.clear();
-        while places.ends.len() < count {
+    /// Puts the next `count` lines into `looks`, in place of what is there; less at the end.
+    pub fn looks(&mut self, count: usize, looks: &mut Looks) -> io::Result<()> {
+        looks.paths.clear();
+        looks.ends.clear();
+        while looks.ends.len() < count {
             let Some(Head { flags, .. }) = self.head()? else { break };
             self.stamp(flags)?;
-            let seen = if flags & HAS_INODE == 0 { None } else { Some(self.seen(flags)?) };
+            let seen = self.seen(flags)?;
             let rest = seen.as_ref().and_then(Seen::rest);
-            places.paths.extend(&self.last);
-            places.ends.push((places.paths.len(), rest));
+            looks.paths.extend(&self.last);
+            looks.ends.push((looks.paths.len(), rest));
         }
         Ok(())
     }
@@ -154,9 +152,12 @@ impl Recorded {
         Ok(if flags & HAS_STAMP == 0 { None } else { Some(Stamp::read(&mut Fields(&self.array::<STAMP>()?))) })
     }
 
-    fn seen(&mut self, flags: u8) -> io::Result<Seen> {
+    fn seen(&mut self, flags: u8) -> io::Result<Option<Seen>> {
+        if flags & HAS_INODE == 0 {
+            return Ok(None);
+        }
         let meta = read_meta(&self.array()?);
-        Ok(Seen { meta, is_whiteout: flags & IS_WHITEOUT != 0, may_rest: flags & MAY_REST != 0 })
+        Ok(Some(Seen { meta, is_whiteout: flags & IS_WHITEOUT != 0, may_rest: flags & MAY_REST != 0 }))
     }
 
     fn array<const N: usize>(&mut self) -> io::Result<[u8; N]> {

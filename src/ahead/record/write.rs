@@ -8,11 +8,9 @@ use std::{
 use super::{
     Record, Recorded, Seen, Stamp,
     format::{HAS_INODE, HAS_STAMP, IS_ODD, IS_PASSED, IS_WHITEOUT, MAY_CUT, MAY_REST, STAMP_IS_OWN, write_meta},
+    index::{Index, Preceding},
 };
-use crate::ahead::{
-    cut::Shape,
-    index::{Before, Index, Place},
-};
+use crate::ahead::cut::Shape;
 
 /// Writes records.
 pub struct Records {
@@ -21,7 +19,7 @@ pub struct Records {
     line: Vec<u8>,
     /// How long all lines are.
     len: u64,
-    written: Before,
+    written: Preceding,
     index: Index,
 }
 
@@ -29,12 +27,13 @@ impl Records {
     /// Into `file`, which is empty.
     pub fn begin(file: File) -> Self {
         let out = BufWriter::with_capacity(1 << 16, file);
-        let (written, index) = (Before::default(), Index::default());
+        let (written, index) = (Preceding::default(), Index::default());
         Self { out, last: Vec::new(), line: Vec::new(), len: 0, written, index }
     }
 
     /// One more.
     pub fn put(&mut self, record: &Record) -> io::Result<()> {
+        self.index.note(&record.path, self.len, &self.written);
         let own = record.seen.as_ref().map(|seen| Stamp::new(&seen.meta));
         let stamp = match record.stamp {
             Some(_) if record.stamp == own => STAMP_IS_OWN,
@@ -65,6 +64,7 @@ impl Records {
 
     /// There is no entry of what lies at `path`.
     pub fn put_passed(&mut self, path: &[u8], seen: &Seen) -> io::Result<()> {
+        self.index.note(path, self.len, &self.written);
         let rests = if seen.may_rest { MAY_REST } else { 0 };
         self.head(path, 0, Shape { may_cut: false, head: 0, body: 0 }, IS_PASSED | HAS_INODE | rests)?;
         write_meta(&seen.meta, &mut self.line);
@@ -72,8 +72,6 @@ impl Records {
     }
 
     fn head(&mut self, path: &[u8], sum: u64, shape: Shape, flags: u8) -> io::Result<()> {
-        let (at, before) = (self.len, &self.written);
-        self.index.note(|| Place { path: path.to_vec(), at, before: before.clone() }, before.lines);
         let shared = self.last.iter().zip(path).take(usize::from(u16::MAX)).take_while(|(a, b)| a == b).count();
         let rest = path.get(shared..).unwrap_or_default();
         let number = |len: usize| u32::try_from(len).map_err(io::Error::other);
