@@ -31,21 +31,29 @@ pub struct Preceding {
 
 /// Places, in order.
 #[derive(Debug, Default)]
-pub struct Index(Vec<Place>);
+pub struct Index {
+    places: Vec<Place>,
+    /// Length of all their paths.
+    len: usize,
+}
+
+/// Longer paths in all are not kept: what follows is read.
+const MAX_LEN: usize = 4 << 20;
 
 impl Index {
     /// A line of something in the tree comes next, and before it stands what is `preceding`.
     pub fn note(&mut self, path: &[u8], at: u64, preceding: &Preceding) {
-        let last = self.0.last().map(|place| place.preceding.lines);
-        if last.is_none_or(|last| preceding.lines - last >= EVERY) {
-            self.0.push(Place { path: path.to_vec(), at, preceding: preceding.clone() });
+        let last = self.places.last().map(|place| place.preceding.lines);
+        if last.is_none_or(|last| preceding.lines - last >= EVERY) && self.len + path.len() <= MAX_LEN {
+            self.len += path.len();
+            self.places.push(Place { path: path.to_vec(), at, preceding: preceding.clone() });
         }
     }
 
     /// The last place that is `key`'s or below it, of one who has read so many lines, the last of them `key`'s. What lies there
     /// follows without a gap: only what else was told of a path may stand too early, and of that there is no place.
     pub fn last_below(&self, key: &[u8], read: u64) -> Option<&Place> {
-        let (_, ahead) = self.0.split_at(self.0.partition_point(|place| place.preceding.lines < read));
+        let (_, ahead) = self.places.split_at(self.places.partition_point(|place| place.preceding.lines < read));
         let below = ahead.partition_point(|place| !is_beyond(&place.path, key));
         ahead.get(below.checked_sub(1)?)
     }
@@ -53,6 +61,7 @@ impl Index {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::ahead::{
         cut::Shape,
         record::{Line, Record, Records},
@@ -85,5 +94,14 @@ mod tests {
             std::iter::from_fn(|| read.line().unwrap()).map(|line: Line| line.path().to_vec()).collect();
         assert_eq!(found, [&b"a/last"[..], b"b", b"c", b"d", b"e", b"f"]);
         assert!(kept.index.last_below(b"b", 42).is_none_or(|place| place.path == b"b"));
+    }
+
+    #[test]
+    fn long_paths_do_not_fill_the_memory() {
+        let (mut index, path) = (Index::default(), vec![b'a'; MAX_LEN / 3]);
+        for n in 0..9 {
+            index.note(&path, 0, &Preceding { lines: n * EVERY, ..Preceding::default() });
+        }
+        assert_eq!(index.places.len(), 3);
     }
 }
