@@ -78,8 +78,8 @@ impl Summary {
             symlinks: self.symlinks - earlier.symlinks,
             devices: self.devices - earlier.devices,
             whiteouts: self.whiteouts - earlier.whiteouts,
-            bytes: self.bytes.wrapping_sub(earlier.bytes),
-            written: self.written.wrapping_sub(earlier.written),
+            bytes: self.bytes - earlier.bytes,
+            written: self.written - earlier.written,
             ..Self::default()
         }
     }
