@@ -127,6 +127,7 @@ pub fn checkpoint(
     let after = run.after(&target, &taken, files.is_some());
     let released = still.release(after)?;
     diary.released(after);
+    evidence::ahead(options.evidence.as_ref(), &store.host);
 
     progress(Stage::Seal { held: after == After::Exit });
     let memory = run.memory(&target, &taken);

@@ -7,6 +7,7 @@ use std::{
     io::Read,
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
 };
 
 use serde_json::{Value, json};
@@ -66,6 +67,15 @@ const NOT_ASKED: &str = "the files of the rw layer, of mounts and of the log, on
 /// Begins to write down what is read of trees, if that is wanted.
 pub fn begin(wanted: Option<&Wanted>, staging: &Staging) -> Result<()> {
     wanted.filter(|wanted| wanted.files).map_or(Ok(()), |_| sources::begin(staging))
+}
+
+/// Begins to find out what the record tells of this program: to hash its file takes as long as many a small checkpoint's files.
+pub fn ahead(wanted: Option<&Wanted>, host: &Host) {
+    if wanted.is_some() {
+        let host = host.clone();
+        // Without a thread it is found out when it is needed.
+        let _ = thread::Builder::new().spawn(move || machine::tool(&host));
+    }
 }
 
 /// All that a record is made of.
