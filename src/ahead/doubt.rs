@@ -2,9 +2,16 @@
 //! own account (`behind`).
 //!
 //! A store through a shared mapping changes a time only when it makes a page dirty; a page that is dirty already takes any
-//! number of them in silence. Such a file was mapped when it was read, or had been shortly before; so whoever reads looks
-//! at the mappings at least every [`OFTEN`], and once more when all is held still. A file whose inode changed within the
-//! last two seconds before it was read is read again in any case (`record`): a mapping that no look saw is younger than that.
+//! number of them in silence. Such a file was mapped when it was read, and before the last change that its inode tells of; so
+//! the mappings are looked at now and then, and once more when all is held still. Of a file whose inode tells of no change
+//! since a look began, and which was read after it, that look has seen whatever may write to it in silence. One that changed
+//! since is read again (`record`).
+//!
+//! ```text
+//! ── mapped ── last change ── a look ── read ── a store ──>     the look has seen the mapping
+//! ── last change ── a look ── mapped ── read ── a store ──>     the first store of a mapping changes the time again
+//! ── a look ── last change ── read ──────────────────────>     in doubt, unless another look comes before it is read
+//! ```
 //!
 //! `/proc/<pid>/maps` tells a mapped file's inode and path. Under overlay the inode may be overlay's or the upperdir's own,
 //! by the kernel's version, so both are gone by: any file with one of those numbers is in doubt, on whatever device.
@@ -23,17 +30,28 @@ mod behind;
 use behind::{Work, is_named};
 use rustix::fs::{AtFlags, CWD, Statx, StatxFlags};
 
+use super::clock;
 use crate::{
     error::Result,
     freeze::cgroup::Freezer,
     host::{Host, mounts},
+    pax::Time,
     procfs::map::Map,
     runtime::Task,
     tree::{Meta, Node},
 };
 
-/// While files are read, the mappings are looked at this often, well within the two seconds.
+/// While files are read, the mappings are looked at this often.
 const OFTEN: Duration = Duration::from_millis(700);
+
+/// And this often if a file has changed since.
+const SOON: Duration = Duration::from_millis(100);
+
+/// A look takes no more of the time than one part in so many: thousands of processes have millions of mappings.
+const SHARE: u32 = 10;
+
+/// What goes to the disk past the page cache has reached it, or whoever has the file open does it again.
+const BEHIND: Duration = Duration::from_secs(2);
 
 /// So many times new processes are looked for; a container that forks faster is believed nothing.
 const MAX_ROUNDS: usize = 32;
@@ -47,7 +65,54 @@ pub struct Doubt {
     inodes: HashSet<u64>,
     /// Nothing is sure.
     all: bool,
-    last: Option<Instant>,
+    /// Somebody writes past the page cache: to what is closed meanwhile, too.
+    is_behind: bool,
+}
+
+/// Looks at those who may write while files are read.
+pub struct Watcher<'w> {
+    watch: &'w Watch<'w>,
+    /// What was seen so far.
+    pub doubt: Doubt,
+    /// When the last look began, how long it took, and what the clock of files said before it.
+    last: Option<(Instant, Duration, Time)>,
+}
+
+impl<'w> Watcher<'w> {
+    /// One who has not looked yet.
+    pub fn begin(watch: &'w Watch<'w>) -> Self {
+        Self { watch, doubt: Doubt::default(), last: None }
+    }
+
+    /// Looks, unless that was done a short while ago.
+    pub fn keep_up(&mut self) {
+        self.look_after(OFTEN);
+    }
+
+    /// The same, sooner if it makes a file sure that has `changed`.
+    pub fn keep_up_for(&mut self, changed: Time) {
+        let is_sure = self.last.is_some_and(|(.., then)| clock::is_past(changed, then));
+        self.look_after(if !is_sure && clock::is_past(changed, clock::now()) { SOON } else { OFTEN });
+    }
+
+    /// What changed before this, and is read from `now` on, is in doubt only if a look has seen it.
+    pub fn sure_before(&self, now: Time) -> Time {
+        match self.last {
+            // A clock that was set back.
+            Some((.., then)) if now < then => Time { secs: i64::MIN, nanos: 0 },
+            Some((.., then)) if self.doubt.is_behind => then.min(clock::before(now, BEHIND)),
+            Some((.., then)) => then,
+            None => Time { secs: i64::MIN, nanos: 0 },
+        }
+    }
+
+    fn look_after(&mut self, pause: Duration) {
+        if self.last.is_none_or(|(at, took, _)| at.elapsed() >= took + pause.max(took * SHARE)) {
+            let (at, then) = (Instant::now(), clock::now());
+            self.doubt.look_at(self.watch, true);
+            self.last = Some((at, at.elapsed(), then));
+        }
+    }
 }
 
 /// Whose mappings are looked at, and where their files lie.
@@ -68,13 +133,6 @@ impl Doubt {
         self.all || self.inodes.contains(&file.id.ino)
     }
 
-    /// Looks, unless it has just looked.
-    pub fn keep_up(&mut self, watch: &Watch) {
-        if self.last.is_none_or(|last| last.elapsed() >= OFTEN) {
-            self.look_at(watch, true);
-        }
-    }
-
     /// Looks at all processes of the container. What is found is added: a mapping that has gone may have been stored to.
     /// Where nobody can look, all is in doubt.
     pub fn look(&mut self, watch: &Watch) {
@@ -83,7 +141,6 @@ impl Doubt {
 
     /// `is_running`: nobody waits for it.
     fn look_at(&mut self, watch: &Watch, is_running: bool) {
-        self.last = Some(Instant::now());
         self.loops(watch);
         let (freezer, mut seen) = (Freezer::of(watch.task), BTreeSet::new());
         for _ in 0..MAX_ROUNDS {

@@ -5,13 +5,15 @@ use std::{
     hash::{BuildHasher, RandomState},
     io,
     os::unix::fs::FileExt,
-    time::SystemTime,
+    time::Duration,
 };
 
 use super::{
     bytes::Bytes,
+    clock,
     codec::{Codec, Compression},
     cut::Shape,
+    doubt::{Doubt, Watcher},
     make::{Made, Maker},
     press::{End, Job, Press, Pressed},
     record::{Kept, Place, Record, Recorded, Records, Seen, Stamp},
@@ -21,39 +23,49 @@ use crate::{
     error::{At, Error, Result},
     layout::{BlobWriter, Staging},
     pax::Time,
-    tree::{Entry, Meta, Sink, Summary},
+    sparse,
+    tree::{Entry, Kind, Meta, Sink, Summary},
 };
 
-/// What is done before a file is read while its container runs.
-pub type Before<'b> = dyn FnMut() + 'b;
+/// A write to a small file is over by then; before it is, its inode has told of it long since. Of a large one whoever writes is
+/// waited for in any case, when its holes are looked for.
+const LONG: Duration = Duration::from_secs(2);
 
 /// Takes the entries of a layer, and makes a draft of them.
-pub struct Drafter<'b> {
+pub struct Drafter<'w> {
     maker: Maker<'static>,
     /// `None`: nobody will catch up with it, nor ask what was read.
     records: Option<Records>,
     /// The first record that could not be written.
     failed: Option<io::Error>,
     sums: RandomState,
-    before: &'b mut Before<'b>,
+    /// Looks at those who may write meanwhile; `None`: nobody does.
+    watcher: Option<Watcher<'w>>,
     /// The entry at hand: it is recorded when its content is in.
     entry: Option<Record>,
+    /// Somebody may still be in the middle of writing to its file.
+    is_recent: bool,
     /// What the tree gives us next was looked at after this.
     then: Time,
 }
 
-impl<'b> Drafter<'b> {
-    /// Begins one; `before` is done before each file is read. Without `records` nobody can catch up with it.
-    pub fn begin(how: Compression, staging: &Staging, records: bool, before: &'b mut Before<'b>) -> Result<Self> {
+impl<'w> Drafter<'w> {
+    /// Begins one; the `watcher` looks on while files are read. Without `records` nobody can catch up with it.
+    pub fn begin(
+        how: Compression,
+        staging: &Staging,
+        records: bool,
+        watcher: Option<Watcher<'w>>,
+    ) -> Result<Self> {
         let press =
             Press::begin(how, staging.draft()?, Hasher::default()).at("compress into", staging.path("blobs"))?;
         let records = records.then(|| staging.scratch().map(Records::begin)).transpose()?;
-        let (maker, sums, then) = (Maker::new(press), RandomState::new(), now());
-        Ok(Self { maker, records, failed: None, sums, before, entry: None, then })
+        let (maker, sums, then) = (Maker::new(press), RandomState::new(), clock::now());
+        Ok(Self { maker, records, failed: None, sums, watcher, entry: None, is_recent: false, then })
     }
 
-    /// All entries are in.
-    pub fn finish(mut self, how: Compression) -> Result<Drafted> {
+    /// All entries are in: the draft, and what is in doubt.
+    pub fn finish(mut self, how: Compression) -> Result<(Drafted, Doubt)> {
         self.record()?;
         let Made::Pressed(mut pressed) = self.maker.finish()? else {
             return Err(Error::malformed("the draft", "is nothing of its own"));
@@ -61,7 +73,16 @@ impl<'b> Drafter<'b> {
         let file = pressed.blob.so_far()?;
         let records = self.records.map(Records::finish).transpose().at("write", "the records of a draft")?;
         let codec = Codec::new(how).at("compress", "a layer")?;
-        Ok(Drafted { how, pressed, file, records, sums: self.sums, codec, at_hand: None, next: None })
+        let drafted = Drafted { how, pressed, file, records, sums: self.sums, codec, at_hand: None, next: None };
+        Ok((drafted, self.watcher.map(|watcher| watcher.doubt).unwrap_or_default()))
+    }
+
+    /// What changed before this was seen to be over, of a file by those who look at mappings too.
+    fn over_before(&self, kind: Kind) -> Time {
+        match &self.watcher {
+            Some(watcher) if kind == Kind::File => watcher.sure_before(clock::now()).min(self.then),
+            _ => self.then,
+        }
     }
 
     fn record(&mut self) -> Result<()> {
@@ -71,8 +92,10 @@ impl<'b> Drafter<'b> {
 }
 
 impl Sink for Drafter<'_> {
-    fn has(&mut self, _: &[u8], _: &Meta, _: u64) -> Result<bool> {
-        (self.before)();
+    fn has(&mut self, _: &[u8], data: &Meta, _: u64) -> Result<bool> {
+        if let Some(watcher) = &mut self.watcher {
+            watcher.keep_up_for(data.ctime);
+        }
         Ok(false)
     }
 
@@ -89,15 +112,18 @@ impl Sink for Drafter<'_> {
     }
 
     fn about_to_read(&mut self) {
-        (self.before)();
+        if let Some(watcher) = &mut self.watcher {
+            watcher.keep_up();
+        }
     }
 
     fn passes(&mut self, path: &[u8], meta: &Meta) -> Result<()> {
         self.record()?;
+        let seen = Seen::of(meta, false, self.over_before(meta.kind));
         if let Some(records) = &mut self.records {
-            records.put_passed(path, &Seen::of(meta, false, self.then)).at("write", "the records of a draft")?;
+            records.put_passed(path, &seen).at("write", "the records of a draft")?;
         }
-        self.then = now();
+        self.then = clock::now();
         Ok(())
     }
 
@@ -113,25 +139,34 @@ impl Sink for Drafter<'_> {
         self.record()?;
         let shape = Shape::of(key, head.len() as u64, body);
         if self.records.is_some() {
-            let stamp = data.and_then(|meta| Stamp::of(meta, self.then));
-            let seen = meta.map(|meta| Seen::of(meta, is_whiteout, self.then));
+            // Content is read from now on; what else an inode tells was looked at, perhaps, as soon as `then`.
+            let sure = self.watcher.as_ref().map_or(self.then, |watcher| watcher.sure_before(clock::now()));
+            let stamp = data.and_then(|meta| Stamp::of(meta, sure));
+            let seen = meta.map(|meta| Seen::of(meta, is_whiteout, self.over_before(meta.kind)));
+            let is_recent = |data: &Meta| !clock::is_past(data.ctime, clock::before(sure, LONG));
+            self.is_recent = self.watcher.is_some() && data.is_some_and(is_recent);
             self.entry = Some(Record { path: key.to_vec(), sum: self.sums.hash_one(head), shape, stamp, seen });
         }
         self.maker.begin(shape)?;
         self.maker.bytes(head)?;
-        self.then = now();
+        self.then = clock::now();
         Ok(())
     }
 
     fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
         self.maker.bytes(bytes)?;
-        self.then = now();
+        self.then = clock::now();
         Ok(())
     }
 
     fn read(&mut self, file: &File, at: u64, room: &mut [u8]) -> Result<io::Result<usize>> {
+        if self.is_recent {
+            // Waits for whoever is in the middle of writing to it (ext4, btrfs, F2FS: `llseek` takes the inode's lock; of XFS a
+            // read does).
+            sparse::next_hole(file, at);
+        }
         let read = self.maker.read(file, at, room.len())?;
-        self.then = now();
+        self.then = clock::now();
         Ok(read)
     }
 
@@ -145,12 +180,6 @@ impl Sink for Drafter<'_> {
             entry.seen.iter_mut().for_each(|seen| seen.may_rest = false);
         }
     }
-}
-
-/// The clock by which file systems tell the time. One that stands before 1970 makes every file look new, which is safe.
-fn now() -> Time {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Time { secs: i64::try_from(now.as_secs()).unwrap_or(0), nanos: now.subsec_nanos() }
 }
 
 /// A draft that is done.

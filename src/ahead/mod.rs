@@ -12,6 +12,7 @@
 
 mod bytes;
 mod catch;
+mod clock;
 mod codec;
 mod cut;
 mod doubt;
@@ -24,6 +25,7 @@ mod record;
 use catch::{Catcher, Caught, Told};
 pub use codec::Compression;
 pub use doubt::{Doubt, Watch};
+use doubt::Watcher;
 use draft::{Drafted, Drafter};
 use make::Made;
 pub use probe::Probe;
@@ -79,10 +81,10 @@ pub fn whole<T>(
     staging: &Staging,
     pack: impl FnOnce(&mut dyn Sink) -> Result<T>,
 ) -> Result<(Tar, T)> {
-    let mut before = || {};
-    let mut drafter = Drafter::begin(how, staging, ledger::takes_entries(), &mut before)?;
+    let mut drafter = Drafter::begin(how, staging, ledger::takes_entries(), None)?;
     let packed = pack(&mut drafter)?;
-    Ok((Tar(Form::Whole(drafter.finish(how)?)), packed))
+    let (drafted, _) = drafter.finish(how)?;
+    Ok((Tar(Form::Whole(drafted)), packed))
 }
 
 impl Draft {
@@ -93,11 +95,9 @@ impl Draft {
         watch: &Watch,
         pack: impl FnOnce(&mut dyn Sink) -> Result<()>,
     ) -> Result<Self> {
-        let mut doubt = Doubt::default();
-        let mut before = || doubt.keep_up(watch);
-        let mut drafter = Drafter::begin(how, staging, true, &mut before)?;
+        let mut drafter = Drafter::begin(how, staging, true, Some(Watcher::begin(watch)))?;
         pack(&mut drafter)?;
-        let drafted = drafter.finish(how)?;
+        let (drafted, doubt) = drafter.finish(how)?;
         Ok(Self { drafted, doubt })
     }
 
@@ -310,8 +310,8 @@ mod tests {
         for n in 0..CHANGES.len() {
             fill(&scene.tree(n));
         }
-        // What is younger when it is read is read again in any case.
-        thread::sleep(Duration::from_millis(3100));
+        // What is younger when it is read is read again.
+        thread::sleep(Duration::from_millis(400));
         for &how in Compression::ALL {
             for (n, change) in CHANGES.iter().enumerate().filter(|(n, _)| how == Compression::Gzip || n % 4 == 2) {
                 let root = scene.tree(n);

@@ -86,10 +86,12 @@ impl Doubt {
         }
         let known = rings.len();
         self.all |= work.rings > known;
+        self.is_behind |= work.has_aio || known > 0 || work.rings > 0;
         let is_behind = work.has_aio || known > 0 || work.rings > 0;
         for open in all.iter().filter(|open| open.to.is_absolute()) {
             let info = if is_behind { Ok(Vec::new()) } else { open.info() };
             if is_behind || info.is_ok_and(|info| is_direct(&info)) {
+                self.is_behind = true;
                 self.held(watch, pid, open);
             }
         }

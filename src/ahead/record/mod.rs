@@ -24,7 +24,7 @@ pub use index::Place;
 pub use read::{Looks, Recorded};
 pub use write::{Kept, Records};
 
-use super::cut::Shape;
+use super::{clock, cut::Shape};
 use crate::{
     pax::Time,
     tree::{FileId, Kind, Meta, Summary},
@@ -122,14 +122,10 @@ pub struct Stamp {
     ctime: Time,
 }
 
-/// Times tick coarsely, by milliseconds or, on old file systems, by seconds: a file may change again without its time.
-const COARSE: i64 = 2;
-
 impl Stamp {
-    /// A file that is about to be read; `None` if its last change was not so long ago that any later one shows.
-    pub fn of(meta: &Meta, now: Time) -> Option<Self> {
-        let is_old = meta.ctime.secs.saturating_add(COARSE) < now.secs;
-        is_old.then(|| Self::new(meta))
+    /// A file that is read after `then`; `None` if its last change was not before that: then another may not show.
+    pub fn of(meta: &Meta, then: Time) -> Option<Self> {
+        clock::is_past(meta.ctime, then).then(|| Self::new(meta))
     }
 
     fn new(meta: &Meta) -> Self {
@@ -236,7 +232,7 @@ mod tests {
         let long_ago = |meta: Meta| Meta { ctime: Time::default(), ..meta };
         let (file, directory) = (long_ago(meta(0)), long_ago(meta(1)));
         let alone = Meta { links: 1, ..file.clone() };
-        let now = Time { secs: 3, nanos: 0 };
+        let now = Time { secs: 2, nanos: 0 };
         let rests =
             |meta: &Meta, whiteout, then| Seen::of(meta, whiteout, then).rest().is_some_and(|rest| rest.is_of(meta));
         assert!(rests(&alone, false, now) && rests(&directory, false, now) && rests(&file, true, now));
@@ -249,8 +245,8 @@ mod tests {
     fn only_a_change_that_is_old_enough_lets_a_later_one_be_seen() {
         let temp = tempfile::NamedTempFile::new().unwrap();
         let meta = crate::tree::Node::open(temp.path()).unwrap().meta;
-        let after = |secs| Time { secs: meta.ctime.secs + secs, nanos: 0 };
-        for (now, is_old) in [(0, false), (2, false), (3, true), (-100, false)] {
+        let after = |secs| Time { secs: meta.ctime.secs + secs, ..meta.ctime };
+        for (now, is_old) in [(0, false), (2, true), (-100, false)] {
             assert_eq!(Stamp::of(&meta, after(now)).is_some(), is_old, "{now} s later");
         }
     }
