@@ -307,6 +307,67 @@ mod tests {
         (doubt, std::os::unix::fs::MetadataExt::ino(&fs::metadata(temp.path().join("renamed")).unwrap()))
     }
 
+    fn watched(test: impl FnOnce(Watcher<'_>)) {
+        let temp = tempfile::tempdir().unwrap();
+        fs::write(temp.path().join("cgroup.procs"), "").unwrap();
+        let (host, task) = (Host::default(), Task::stand_in(7, temp.path()));
+        test(Watcher::begin(&Watch { host: &host, task: &task, root: None, everyone: false }));
+    }
+
+    #[test]
+    fn what_changed_since_a_look_began_is_not_sure_before_another() {
+        let seconds = |n| Duration::from_secs(n);
+        watched(|mut watcher| {
+            let now = clock::now();
+            let is_sure = |watcher: &Watcher, changed| clock::is_past(changed, watcher.sure_before(clock::now()));
+            assert!(!is_sure(&watcher, clock::before(now, seconds(9))), "nobody has looked");
+            let looked = |ago, took| {
+                Instant::now().checked_sub(seconds(ago)).map(|at| (at, took, clock::before(now, seconds(ago))))
+            };
+            watcher.last = looked(5, Duration::ZERO);
+            assert!(
+                is_sure(&watcher, clock::before(now, seconds(6))) && !is_sure(&watcher, clock::before(now, seconds(4)))
+            );
+            watcher.keep_up_for(clock::before(now, seconds(4)));
+            assert!(is_sure(&watcher, clock::before(now, seconds(4))));
+            // Who is behind has two seconds.
+            watcher.doubt.is_behind = true;
+            assert!(
+                is_sure(&watcher, clock::before(now, seconds(3))) && !is_sure(&watcher, clock::before(now, seconds(1)))
+            );
+            // A clock that was set back.
+            watcher.last = Some((Instant::now(), Duration::ZERO, Time { secs: now.secs + 9, nanos: 0 }));
+            assert!(!is_sure(&watcher, clock::before(now, seconds(9))));
+        });
+    }
+
+    #[test]
+    fn looks_are_no_more_frequent_than_they_are_short() {
+        let ago = |millis| Instant::now().checked_sub(Duration::from_millis(millis)).unwrap();
+        let (old, new) = (Time { secs: 1, nanos: 1 }, clock::before(clock::now(), Duration::from_millis(200)));
+        // When the last look began, how long it took, what the next file says, and whether there is another look.
+        for (began, took, changed, looks) in [
+            (300, 1, old, false),
+            (300, 1, new, true),
+            (300, 40, new, false),
+            (800, 1, old, true),
+            (800, 80, old, false),
+            (9_000, 1_000, new, false),
+            (11_500, 1_000, new, true),
+        ] {
+            watched(|mut watcher| {
+                let last = (
+                    ago(began),
+                    Duration::from_millis(took),
+                    clock::before(clock::now(), Duration::from_millis(began)),
+                );
+                watcher.last = Some(last);
+                watcher.keep_up_for(changed);
+                assert_eq!(watcher.last != Some(last), looks, "{began} ms ago, {took} ms long, {changed:?}");
+            });
+        }
+    }
+
     #[test]
     fn a_file_that_was_renamed_since_it_was_mapped_is_found_by_its_mapping() {
         let shared = "00400000-00401000 rw-s 00000000 08:01 5                          /gone\n";

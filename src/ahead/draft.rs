@@ -51,12 +51,7 @@ pub struct Drafter<'w> {
 
 impl<'w> Drafter<'w> {
     /// Begins one; the `watcher` looks on while files are read. Without `records` nobody can catch up with it.
-    pub fn begin(
-        how: Compression,
-        staging: &Staging,
-        records: bool,
-        watcher: Option<Watcher<'w>>,
-    ) -> Result<Self> {
+    pub fn begin(how: Compression, staging: &Staging, records: bool, watcher: Option<Watcher<'w>>) -> Result<Self> {
         let press =
             Press::begin(how, staging.draft()?, Hasher::default()).at("compress into", staging.path("blobs"))?;
         let records = records.then(|| staging.scratch().map(Records::begin)).transpose()?;

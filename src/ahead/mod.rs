@@ -24,8 +24,8 @@ mod record;
 
 use catch::{Catcher, Caught, Told};
 pub use codec::Compression;
-pub use doubt::{Doubt, Watch};
 use doubt::Watcher;
+pub use doubt::{Doubt, Watch};
 use draft::{Drafted, Drafter};
 use make::Made;
 pub use probe::Probe;

@@ -15,7 +15,7 @@
 // touched: the first every few operations, the last every few seconds, so that some files are old enough to be believed.
 //
 // Mapped files, by their number: 0 is stored to all the time, 1 every few seconds, 2 is mapped, stored to for some seconds
-// and unmapped by turns. What is stored through a mapping to a page that is dirty already leaves no trace in any time. Another
+// and unmapped by turns, and 3 to 5 likewise, but for milliseconds: shorter than who copies looks away. What is stored through a mapping to a page that is dirty already leaves no trace in any time. Another
 // is mapped and stored to by processes that end. And the only descriptor of one file lies in the queue of a socket.
 //
 // Of the image, each thread deletes a link in /bin and makes it again, and the first takes /etc away and makes another.
@@ -48,7 +48,7 @@
 #include <unistd.h>
 
 enum { PROCESSES = 2, THREADS = 3, ALL = PROCESSES * THREADS, RANKS = 16, SLOTS = 4 * RANKS, BLOCK = 512, BLOCKS = 64 };
-enum { MAPS = 3, PAGES = 4, PAGE = 4096, WORDS = BLOCK / 8 };
+enum { MAPS = 6, BRIEF = 3, PAGES = 4, PAGE = 4096, WORDS = BLOCK / 8 };
 
 // What a file must be. A block of generation 0 is zeros.
 struct slot {
@@ -601,16 +601,21 @@ static void map_again(struct thread *t, int n) {
     if (m->page == MAP_FAILED) die(t, "mmap");
 }
 
+// Mapped and stored to, and unmapped, for so many milliseconds each, or a few more.
+static void take_turns(struct thread *t, struct map *m, int n, uint64_t least, uint64_t more) {
+    if (m->page) store(t, n);
+    if (now() < m->next) return;
+    if (m->page) must(t, munmap(m->page, PAGES * PAGE), "munmap"), m->page = NULL;
+    else map_again(t, n);
+    m->next = now() + 1000000 * (least + draw(t) % more);
+}
+
 static void do_maps(struct thread *t) {
-    struct map *slow = &t->map[1], *turns = &t->map[2];
+    struct map *slow = &t->map[1];
     store(t, 0);
     if (now() >= slow->next) store(t, 1), slow->next = now() + 1000000 * (500 + draw(t) % 4000);
-    if (turns->page) store(t, 2);
-    if (now() >= turns->next) {
-        if (turns->page) must(t, munmap(turns->page, PAGES * PAGE), "munmap"), turns->page = NULL;
-        else map_again(t, 2);
-        turns->next = now() + 1000000 * (2000 + draw(t) % 4000);
-    }
+    take_turns(t, &t->map[2], 2, 2000, 4000);
+    for (int n = BRIEF; n < MAPS; n++) take_turns(t, &t->map[n], n, 20, 600);
 }
 
 static void (*const changes[])(struct thread *, int) = {
