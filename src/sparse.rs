@@ -17,8 +17,6 @@ use crate::{
 /// What is written at once.
 const BUFFER: usize = 1 << 20;
 
-const EARLY: u64 = 8 << 20;
-
 /// Zeros are left out in pieces of this size, and at multiples of it: a file system's block, or several.
 const PIECE: usize = 64 << 10;
 
@@ -82,14 +80,12 @@ pub struct SparseFile {
     buffer: Vec<u8>,
     /// How much was written before the buffer.
     at: u64,
-    /// How much of it is on its way to the disk.
-    under_way: u64,
 }
 
 impl SparseFile {
     /// A writer into `file`, which is empty; `path` is its name in errors.
     pub fn new(file: File, path: PathBuf) -> Self {
-        Self { file, path, buffer: Vec::with_capacity(BUFFER), at: 0, under_way: 0 }
+        Self { file, path, buffer: Vec::with_capacity(BUFFER), at: 0 }
     }
 
     /// The file, all written; its offset is wherever it was.
@@ -133,11 +129,6 @@ impl SparseFile {
                 }
                 from = to;
             }
-        }
-        if self.at - self.under_way >= EARLY {
-            let len = std::num::NonZeroU64::new(self.at - self.under_way);
-            let _ = rustix::fs::fadvise(&self.file, self.under_way, len, rustix::fs::Advice::DontNeed);
-            self.under_way = self.at;
         }
         Ok(())
     }
