@@ -11,7 +11,8 @@ use nix::time::ClockId;
 
 use crate::pax::Time;
 
-/// Two clocks of two processors are not further apart.
+/// Before Linux 6.13 some changes take the time and are made an instant later; where that shows in what an inode says it is
+/// compared as well (`record`).
 const MARGIN: Duration = Duration::from_millis(100);
 
 /// What the clock says. One that cannot be read makes every change look new, which is safe.
@@ -72,7 +73,8 @@ mod tests {
             let (then, path) = (now(), temp.path().join(n.to_string()));
             std::fs::write(&path, "new").unwrap();
             let changed = crate::tree::Node::open(&path).unwrap().meta.ctime;
-            assert!(changed >= then, "{changed:?} {then:?}");
+            assert!(!is_past(changed, then), "{changed:?} {then:?}");
+            assert!(changed.nanos == 0 || changed >= then, "{changed:?} {then:?}");
         }
     }
 }

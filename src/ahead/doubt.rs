@@ -4,13 +4,13 @@
 //! A store through a shared mapping changes a time only when it makes a page dirty; a page that is dirty already takes any
 //! number of them in silence. Such a file was mapped when it was read, and before the last change that its inode tells of; so
 //! the mappings are looked at now and then, and once more when all is held still. Of a file whose inode tells of no change
-//! since a look began, and which was read after it, that look has seen whatever may write to it in silence. One that changed
-//! since is read again (`record`).
+//! since a look began, and which was read after it, that look has seen whatever may write to it in silence, and so has the one
+//! after it. One that changed since is read again (`record`).
 //!
 //! ```text
 //! ── mapped ── last change ── a look ── read ── a store ──>     the look has seen the mapping
 //! ── last change ── a look ── mapped ── read ── a store ──>     the first store of a mapping changes the time again
-//! ── a look ── last change ── read ──────────────────────>     in doubt, unless another look comes before it is read
+//! ── a look ── last change ── read ──────────────────────>     in doubt, unless others come before it is read
 //! ```
 //!
 //! `/proc/<pid>/maps` tells a mapped file's inode and path. Under overlay the inode may be overlay's or the upperdir's own,
@@ -74,14 +74,23 @@ pub struct Watcher<'w> {
     watch: &'w Watch<'w>,
     /// What was seen so far.
     pub doubt: Doubt,
-    /// When the last look began, how long it took, and what the clock of files said before it.
-    last: Option<(Instant, Duration, Time)>,
+    last: Option<Look>,
+    /// What the clock of files said when the look before that began.
+    before: Option<Time>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Look {
+    began: Instant,
+    took: Duration,
+    /// What the clock of files said when it began.
+    then: Time,
 }
 
 impl<'w> Watcher<'w> {
     /// One who has not looked yet.
     pub fn begin(watch: &'w Watch<'w>) -> Self {
-        Self { watch, doubt: Doubt::default(), last: None }
+        Self { watch, doubt: Doubt::default(), last: None, before: None }
     }
 
     /// Looks, unless that was done a short while ago.
@@ -91,27 +100,38 @@ impl<'w> Watcher<'w> {
 
     /// The same, sooner if it makes a file sure that has `changed`.
     pub fn keep_up_for(&mut self, changed: Time) {
-        let is_sure = self.last.is_some_and(|(.., then)| clock::is_past(changed, then));
+        let is_sure = self.before.is_some_and(|then| clock::is_past(changed, then));
         self.look_after(if !is_sure && clock::is_past(changed, clock::now()) { SOON } else { OFTEN });
     }
 
-    /// What changed before this, and is read from `now` on, is in doubt only if a look has seen it.
+    /// What changed before this, and is read from `now` on, is in doubt only if a look has seen it. Two had the chance: a mapping
+    /// that was moved while the list of them was read may stand nowhere in it.
     pub fn sure_before(&self, now: Time) -> Time {
-        match self.last {
-            // A clock that was set back.
-            Some((.., then)) if now < then => Time { secs: i64::MIN, nanos: 0 },
-            Some((.., then)) if self.doubt.is_behind => then.min(clock::before(now, BEHIND)),
-            Some((.., then)) => then,
-            None => Time { secs: i64::MIN, nanos: 0 },
+        let never = Time { secs: i64::MIN, nanos: 0 };
+        let (Some(last), Some(then)) = (self.last, self.before) else { return never };
+        // A clock that was set back.
+        if clock::before(now, last.began.elapsed().saturating_sub(SOON)) < last.then {
+            return never;
         }
+        if self.doubt.is_behind { then.min(clock::before(now, BEHIND)) } else { then }
     }
 
     fn look_after(&mut self, pause: Duration) {
-        if self.last.is_none_or(|(at, took, _)| at.elapsed() >= took + pause.max(took * SHARE)) {
-            let (at, then) = (Instant::now(), clock::now());
-            self.doubt.look_at(self.watch, true);
-            self.last = Some((at, at.elapsed(), then));
+        let is_due = |last: Look| last.began.elapsed() >= last.took + pause.max(last.took * SHARE);
+        if self.last.is_none_or(is_due) {
+            // At first nothing is known.
+            if self.last.is_none() {
+                self.look();
+            }
+            self.look();
         }
+    }
+
+    fn look(&mut self) {
+        let (began, then) = (Instant::now(), clock::now());
+        self.doubt.look_at(self.watch, true);
+        self.before = self.last.map(|last| last.then);
+        self.last = Some(Look { began, took: began.elapsed(), then });
     }
 }
 
@@ -321,23 +341,37 @@ mod tests {
             let now = clock::now();
             let is_sure = |watcher: &Watcher, changed| clock::is_past(changed, watcher.sure_before(clock::now()));
             assert!(!is_sure(&watcher, clock::before(now, seconds(9))), "nobody has looked");
-            let looked = |ago, took| {
-                Instant::now().checked_sub(seconds(ago)).map(|at| (at, took, clock::before(now, seconds(ago))))
+            let look = |ago| Look {
+                began: Instant::now().checked_sub(seconds(ago)).unwrap(),
+                took: Duration::ZERO,
+                then: clock::before(now, seconds(ago)),
             };
-            watcher.last = looked(5, Duration::ZERO);
-            assert!(
-                is_sure(&watcher, clock::before(now, seconds(6))) && !is_sure(&watcher, clock::before(now, seconds(4)))
-            );
+            (watcher.before, watcher.last) = (Some(look(6).then), Some(look(5)));
+            assert!(is_sure(&watcher, clock::before(now, seconds(7))));
+            assert!(!is_sure(&watcher, clock::before(now, Duration::from_millis(5500))), "one look may not see it");
             watcher.keep_up_for(clock::before(now, seconds(4)));
-            assert!(is_sure(&watcher, clock::before(now, seconds(4))));
+            assert_eq!(watcher.before, Some(look(5).then));
+            (watcher.before, watcher.last) = (Some(clock::before(now, seconds(1))), Some(look(0)));
+            assert!(is_sure(&watcher, clock::before(now, seconds(2))));
             // Who is behind has two seconds.
             watcher.doubt.is_behind = true;
             assert!(
-                is_sure(&watcher, clock::before(now, seconds(3))) && !is_sure(&watcher, clock::before(now, seconds(1)))
+                is_sure(&watcher, clock::before(now, seconds(3)))
+                    && !is_sure(&watcher, clock::before(now, Duration::from_millis(1500)))
             );
-            // A clock that was set back.
-            watcher.last = Some((Instant::now(), Duration::ZERO, Time { secs: now.secs + 9, nanos: 0 }));
-            assert!(!is_sure(&watcher, clock::before(now, seconds(9))));
+            // A clock that was set back, by more than the time since, or by less.
+            for (ago, then) in [(0, 9), (9, -8)] {
+                watcher.last = Some(Look { then: Time { secs: now.secs + then, nanos: 0 }, ..look(ago) });
+                assert!(!is_sure(&watcher, clock::before(now, seconds(20))), "{then} s");
+            }
+        });
+    }
+
+    #[test]
+    fn nothing_is_sure_before_the_first_two_looks() {
+        watched(|mut watcher| {
+            watcher.keep_up();
+            assert!(watcher.before.is_some_and(|before| watcher.last.is_some_and(|last| before <= last.then)));
         });
     }
 
@@ -347,21 +381,18 @@ mod tests {
         let (old, new) = (Time { secs: 1, nanos: 1 }, clock::before(clock::now(), Duration::from_millis(200)));
         // When the last look began, how long it took, what the next file says, and whether there is another look.
         for (began, took, changed, looks) in [
-            (300, 1, old, false),
-            (300, 1, new, true),
-            (300, 40, new, false),
+            (200, 1, old, false),
+            (200, 1, new, true),
+            (150, 40, new, false),
             (800, 1, old, true),
-            (800, 80, old, false),
-            (9_000, 1_000, new, false),
-            (11_500, 1_000, new, true),
+            (500, 80, old, false),
+            (2_000, 300, new, false),
+            (3_500, 300, new, true),
         ] {
             watched(|mut watcher| {
-                let last = (
-                    ago(began),
-                    Duration::from_millis(took),
-                    clock::before(clock::now(), Duration::from_millis(began)),
-                );
-                watcher.last = Some(last);
+                let then = clock::before(clock::now(), Duration::from_millis(began));
+                let last = Look { began: ago(began), took: Duration::from_millis(took), then };
+                (watcher.before, watcher.last) = (Some(last.then), Some(last));
                 watcher.keep_up_for(changed);
                 assert_eq!(watcher.last != Some(last), looks, "{began} ms ago, {took} ms long, {changed:?}");
             });

@@ -139,7 +139,7 @@ impl Sink for Drafter<'_> {
             let stamp = data.and_then(|meta| Stamp::of(meta, sure));
             let seen = meta.map(|meta| Seen::of(meta, is_whiteout, self.over_before(meta.kind)));
             let is_recent = |data: &Meta| !clock::is_past(data.ctime, clock::before(sure, LONG));
-            self.is_recent = self.watcher.is_some() && data.is_some_and(is_recent);
+            self.is_recent = self.watcher.is_some() && stamp.is_some() && data.is_some_and(is_recent);
             self.entry = Some(Record { path: key.to_vec(), sum: self.sums.hash_one(head), shape, stamp, seen });
         }
         self.maker.begin(shape)?;
@@ -155,10 +155,10 @@ impl Sink for Drafter<'_> {
     }
 
     fn read(&mut self, file: &File, at: u64, room: &mut [u8]) -> Result<io::Result<usize>> {
-        if self.is_recent {
-            // Waits for whoever is in the middle of writing to it (ext4, btrfs, F2FS: `llseek` takes the inode's lock; of XFS a
-            // read does).
-            sparse::next_hole(file, at);
+        if std::mem::take(&mut self.is_recent) {
+            // Waits for whoever is in the middle of writing to it through the page cache. ext4, btrfs and F2FS: `llseek` takes
+            // the inode's lock; of XFS a read does; of `ext2.ko` neither, but there changes are whole seconds old.
+            sparse::next_data(file, at);
         }
         let read = self.maker.read(file, at, room.len())?;
         self.then = clock::now();

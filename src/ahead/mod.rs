@@ -303,6 +303,39 @@ mod tests {
         }
     }
 
+    /// Looked at twice before its change, and once after: another look could have missed what stores to it.
+    #[test]
+    fn a_file_is_sure_only_if_looks_began_after_its_change() {
+        let mut sleep = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let (scene, host) = (Scene::new(&sleep), Host::default());
+        let watch = Watch { host: &host, task: &scene.task, root: None, everyone: false };
+        for (change_first, is_sure) in [(false, false), (true, true)] {
+            let root = scene.tree(change_first);
+            fs::create_dir(&root).unwrap();
+            let change = || {
+                fs::write(root.join("file"), "changed").unwrap();
+                thread::sleep(Duration::from_millis(if change_first { 1300 } else { 150 }));
+            };
+            let packed = pack(&root);
+            if change_first {
+                change();
+            }
+            let draft = Draft::make(Compression::Gzip, &scene.staging, &watch, |sink| {
+                sink.about_to_read();
+                if !change_first {
+                    change();
+                }
+                packed(sink).map(drop)
+            });
+            let mut records = draft.unwrap().drafted.records().unwrap();
+            let file = records.next().unwrap().unwrap();
+            let rests = file.seen.is_some_and(|seen| seen.may_rest);
+            assert_eq!((file.stamp.is_some(), rests), (is_sure, is_sure), "changed first: {change_first}");
+        }
+        sleep.kill().unwrap();
+        sleep.wait().unwrap();
+    }
+
     #[test]
     fn what_was_drafted_and_caught_up_with_is_what_is_written_at_once() {
         let mut sleep = std::process::Command::new("sleep").arg("60").spawn().unwrap();
@@ -311,7 +344,7 @@ mod tests {
             fill(&scene.tree(n));
         }
         // What is younger when it is read is read again.
-        thread::sleep(Duration::from_millis(400));
+        thread::sleep(Duration::from_millis(1300));
         for &how in Compression::ALL {
             for (n, change) in CHANGES.iter().enumerate().filter(|(n, _)| how == Compression::Gzip || n % 4 == 2) {
                 let root = scene.tree(n);

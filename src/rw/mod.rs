@@ -76,17 +76,17 @@ pub fn copy_ahead(
 /// The tree that the container writes to, if its files tell when they are written to. What we have mounted ourselves is
 /// another view of a device, that may be behind; what fuse-overlayfs has not written yet is not there.
 fn watched(rw: &RwLayer) -> Result<Option<Node>> {
-    let root = match rw {
+    let (root, ids) = match rw {
         RwLayer::Overlay { driver: Driver::Fuse, .. } => return Ok(None),
-        RwLayer::Overlay { upper, .. } => upper,
+        RwLayer::Overlay { upper, ids, .. } => (upper, ids.clone()),
         RwLayer::Stacked { overlay, .. } => return watched(overlay),
-        RwLayer::Trees { active, .. } => active,
-        RwLayer::Tree { dir } => dir,
+        RwLayer::Trees { active, .. } => (active, None),
+        RwLayer::Tree { dir } => (dir, None),
     };
     if root.is_apart() || root.why_absent().is_some() {
         return Ok(None);
     }
-    let node = Node::open(root).at("open", root.name())?;
+    let node = Node::open_mapped(root, ids).at("open", root.name())?;
     Ok(ahead::can_tell(&node).then_some(node))
 }
 

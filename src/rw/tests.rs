@@ -163,7 +163,7 @@ fn two_trees_that_were_copied_ahead_and_caught_up_with_are_as_if_they_were_writt
     let seeds = std::env::var("DEWAR_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(150);
     let scenes: Vec<_> = (0..seeds).map(|seed| Scene::new(seed, &sleep)).collect();
     // What is younger when it is read is read again.
-    thread::sleep(Duration::from_millis(400));
+    thread::sleep(Duration::from_millis(1300));
     for (seed, scene) in scenes.iter().enumerate() {
         let (mut chance, draft) = (Chance(seed as u64 + 77), scene.draft());
         for _ in 0..chance.below(5) {
@@ -181,7 +181,7 @@ fn what_rests_in_two_trees_is_not_come_by() {
     let scene = Scene::new(0, &sleep);
     // Below a directory that is as in the image, and below one that comes along; the first in it, and the last.
     fs::write(scene.active().join("d/f2"), "changed").unwrap();
-    thread::sleep(Duration::from_millis(400));
+    thread::sleep(Duration::from_millis(1300));
     let draft = scene.draft();
     let right = scene.at_once();
     for path in ["a/f0", "a/b/c/f5", "d/f0", "d/f4", "d/e/f1", "tmp/f3"] {
@@ -248,7 +248,7 @@ impl Sink for Between<'_> {
 /// caught up with.
 #[test]
 fn names_that_come_and_go_while_two_trees_are_copied_ahead_are_right_in_the_end() {
-    let old_enough = Duration::from_millis(400);
+    let old_enough = Duration::from_millis(1300);
     let sleep = Sleep::begin();
     let scene = Scene::new(0, &sleep);
     let at = |path: &str| scene.active().join(path);

@@ -323,23 +323,23 @@ impl Node {
 
 /// A directory in which names can be looked up, and nothing else: the cheapest descriptor there is.
 #[derive(Debug)]
-pub struct Foothold(OwnedFd);
+pub struct Foothold(OwnedFd, Option<Arc<IdMap>>);
 
 impl Foothold {
     /// The directory that `node` is.
     pub fn of(node: &Node) -> io::Result<Self> {
-        Ok(Self(node.fd.try_clone()?))
+        Ok(Self(node.fd.try_clone()?, node.ids.clone()))
     }
 
     /// Its entry `name`, which is a directory itself.
     pub fn below(&self, name: &[u8]) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(Self(fs::openat(&self.0, name, flags, Mode::empty())?))
+        Ok(Self(fs::openat(&self.0, name, flags, Mode::empty())?, self.1.clone()))
     }
 
-    /// What the inode of its entry `name` says, itself and not what it may point to; owners are not mapped.
+    /// What the inode of its entry `name` says, itself and not what it may point to.
     pub fn look_at(&self, name: &[u8]) -> io::Result<Meta> {
-        Meta::at(&self.0, name, AtFlags::empty(), None)
+        Meta::at(&self.0, name, AtFlags::empty(), self.1.as_deref())
     }
 }
 

@@ -18,7 +18,7 @@ enum Place {
 /// What is mounted, on a file system that tells when files change.
 const SOURCE: &str = "/var/lib/data";
 
-/// Bytes that do not compress: to copy them takes some tenths of a second.
+/// Bytes that do not compress: to copy them takes a while, where every processor has other things to do.
 const BEFORE: u64 = 4 << 20;
 
 fn rounds() -> u32 {
@@ -75,7 +75,7 @@ fn churns(cgroup: Cgroup, place: Place, rounds: u32) {
         Place::Bind => lab.run("churn-0", "programs", &["/bin/churn", "/data/churn"], &["--mount", &mount]),
     }
     if (cgroup, place) == (Cgroup::V1, Place::RwLayer) {
-        // It is read before the others, and takes so long that files change between a look at the mappings and their turn.
+        // It is read before the others, so that files change between a look at the mappings and their turn.
         lab.sh(&format!("head -c {BEFORE} /dev/urandom > /proc/{}/root/var/lib/a", lab.pid("churn-0")));
     }
     goes_on(&lab, place, &|| lab.import_layout("/tmp/layout"), rounds, &format!("{cgroup:?}, {place:?}"));

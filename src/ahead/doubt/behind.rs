@@ -1,6 +1,7 @@
 //! Files that the kernel may still be writing to though their times have moved long ago: a write tells its time when it
-//! begins. The page cache is written to under a lock that whoever reads the file waits for, too. What goes past it, to the disk,
-//! lands when the disk has taken it: of aio, io_uring and O_DIRECT nobody knows how long that is.
+//! begins. The page cache is written to under a lock that whoever looks for the file's holes waits for, too (`draft`). What goes
+//! past it, to the disk, lands when the disk has taken it: of aio, io_uring and O_DIRECT nobody knows how long that is. So where
+//! anybody is seen to have these, no file is sure for two seconds after its last change.
 //!
 //! ```text
 //! /proc/<pid>/fd                    the files of a process, if it has aio or a ring; else those that are open for O_DIRECT
@@ -10,7 +11,8 @@
 //! UserFiles:      2
 //!     0: /var/lib/a\040b
 //! ```
-//! What was closed while it was written to is found as long as a ring holds it. Of a ring that nobody has a descriptor of,
+//! What was closed while it was written to is found as long as a ring holds it; of a process that has ended with its ring, nothing
+//! is. Of a ring that nobody has a descriptor of,
 //! that is not told, so all is in doubt.
 
 use std::{
@@ -37,8 +39,8 @@ const ENTRIES: u64 = 0x1000_0000;
 /// The kernel tells nothing of a ring that is being used at that moment: so often it is asked again.
 const MAX_ASKED: usize = 100;
 
-/// A process with more open files than this, counted for each of its threads, is told to share them among all: a look must not
-/// take longer than files stay young.
+/// A process with more open files than this, counted for each of its threads, is told to share them among all: what changes
+/// while a look is under way has to wait for the next.
 const MAX_OPEN: usize = 50_000;
 
 /// What its mappings tell of the work that a process hands the kernel.
@@ -90,8 +92,10 @@ impl Doubt {
         let is_behind = work.has_aio || known > 0 || work.rings > 0;
         for open in all.iter().filter(|open| open.to.is_absolute()) {
             let info = if is_behind { Ok(Vec::new()) } else { open.info() };
-            if is_behind || info.is_ok_and(|info| is_direct(&info)) {
-                self.is_behind = true;
+            let access = info.as_deref().ok().and_then(direct);
+            // What is read past the page cache may go into what is mapped.
+            self.is_behind |= is_behind || access.is_some();
+            if is_behind || access.is_some_and(|access| access != nix::libc::O_RDONLY) {
                 self.held(watch, pid, open);
             }
         }
@@ -160,11 +164,10 @@ fn open_files(watch: &Watch, pid: i32, has_time: bool) -> Vec<Open> {
     all
 }
 
-/// True if the file may be written to past the page cache.
-fn is_direct(info: &[u8]) -> bool {
-    let number = |text: &str| i32::from_str_radix(text, 8).ok();
-    let flags = value(info, "flags:").and_then(number).unwrap_or(0);
-    flags & nix::libc::O_DIRECT != 0 && flags & nix::libc::O_ACCMODE != nix::libc::O_RDONLY
+/// How a file may be accessed, if that goes past the page cache.
+fn direct(info: &[u8]) -> Option<i32> {
+    let flags = i32::from_str_radix(value(info, "flags:")?, 8).ok()?;
+    (flags & nix::libc::O_DIRECT != 0).then_some(flags & nix::libc::O_ACCMODE)
 }
 
 fn is_on_overlay(watch: &Watch, pid: i32, open: &Open) -> bool {
@@ -205,12 +208,14 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_open_for_writing_past_the_page_cache_is_behind() {
+    fn what_is_open_past_the_page_cache_is_known_by_its_flags() {
         let info = |flags: i32| format!("pos:\t0\nflags:\t0{flags:o}\nmnt_id:\t17\n").into_bytes();
         let direct = nix::libc::O_DIRECT;
-        for (flags, is) in [(direct | 1, true), (direct | 2, true), (direct, false), (1, false), (2 | 0o2000, false)] {
-            assert_eq!(is_direct(&info(flags)), is, "{flags:o}");
+        for (flags, access) in
+            [(direct | 1, Some(1)), (direct | 2, Some(2)), (direct, Some(0)), (1, None), (2 | 0o2000, None)]
+        {
+            assert_eq!(super::direct(&info(flags)), access, "{flags:o}");
         }
-        assert!(!is_direct(b""));
+        assert_eq!(super::direct(b""), None);
     }
 }

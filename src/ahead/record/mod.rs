@@ -98,7 +98,11 @@ impl Seen {
 
     /// What must be the same for the entry to be the same; `None`: it never rests.
     fn rest(&self) -> Option<Rest> {
-        self.may_rest.then(|| Rest { stamp: Stamp::new(&self.meta), is_file: self.meta.kind == Kind::File })
+        self.may_rest.then(|| Rest {
+            stamp: Stamp::new(&self.meta),
+            rights: (!self.is_whiteout).then(|| rights(&self.meta)),
+            is_file: self.meta.kind == Kind::File,
+        })
     }
 }
 
@@ -142,6 +146,9 @@ impl Stamp {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rest {
     stamp: Stamp,
+    /// Mode, owner, group, number of names. chmod(2), chown(2) and link(2) may take the time and then wait for a journal before
+    /// they change anything (kernel before 6.13: `notify_change`). One whiteout serves for many names.
+    rights: Option<Rights>,
     /// It is a regular file: its content counts too.
     pub is_file: bool,
 }
@@ -149,8 +156,14 @@ pub struct Rest {
 impl Rest {
     /// True if the inode says the same `now`.
     pub fn is_of(&self, now: &Meta) -> bool {
-        self.stamp.is_of(now)
+        self.stamp.is_of(now) && self.rights.is_none_or(|rights_then| rights_then == rights(now))
     }
+}
+
+type Rights = (u32, u32, u32, u32);
+
+fn rights(meta: &Meta) -> Rights {
+    (meta.mode, meta.uid, meta.gid, meta.links)
 }
 
 #[cfg(test)]
@@ -239,6 +252,17 @@ mod tests {
         assert!(!rests(&file, false, now) && !rests(&alone, false, Time::default()));
         let rest = Seen::of(&alone, false, now).rest().unwrap();
         assert!(!rest.is_of(&Meta { ctime: now, ..alone.clone() }));
+        // Who has waited between the time and the change.
+        for late in [
+            Meta { mode: 0, ..alone.clone() },
+            Meta { uid: 0, ..alone.clone() },
+            Meta { gid: 0, ..alone.clone() },
+            Meta { links: 2, ..alone.clone() },
+        ] {
+            assert!(!rest.is_of(&late), "{late:?}");
+        }
+        let whiteout = Seen::of(&alone, true, now).rest().unwrap();
+        assert!(whiteout.is_of(&Meta { links: 7, ..alone.clone() }));
     }
 
     #[test]
