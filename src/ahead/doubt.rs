@@ -50,7 +50,8 @@ const SOON: Duration = Duration::from_millis(100);
 /// A look takes no more of the time than one part in so many: thousands of processes have millions of mappings.
 const SHARE: u32 = 10;
 
-/// What goes to the disk past the page cache has reached it, or whoever has the file open does it again.
+/// So long after its file's time has moved, what goes past the page cache is taken to have reached the disk, unless somebody is
+/// still seen to have the file open.
 const BEHIND: Duration = Duration::from_secs(2);
 
 /// So many times new processes are looked for; a container that forks faster is believed nothing.

@@ -72,12 +72,14 @@ impl<'w> Drafter<'w> {
         Ok((drafted, self.watcher.map(|watcher| watcher.doubt).unwrap_or_default()))
     }
 
-    /// What changed before this was seen to be over, of a file by those who look at mappings too.
-    fn over_before(&self, kind: Kind) -> Time {
-        match &self.watcher {
-            Some(watcher) if kind == Kind::File => watcher.sure_before(clock::now()).min(self.then),
-            _ => self.then,
-        }
+    /// A file that changed before this, and is read from now on, can be believed.
+    fn sure(&self) -> Time {
+        self.watcher.as_ref().map_or(self.then, |watcher| watcher.sure_before(clock::now()))
+    }
+
+    /// The same of what an inode says, which was looked at after `then`; of a file its content counts too.
+    fn over_before(&self, kind: Kind, sure: Time) -> Time {
+        if kind == Kind::File { sure.min(self.then) } else { self.then }
     }
 
     fn record(&mut self) -> Result<()> {
@@ -114,7 +116,7 @@ impl Sink for Drafter<'_> {
 
     fn passes(&mut self, path: &[u8], meta: &Meta) -> Result<()> {
         self.record()?;
-        let seen = Seen::of(meta, false, self.over_before(meta.kind));
+        let seen = Seen::of(meta, false, self.over_before(meta.kind, self.sure()));
         if let Some(records) = &mut self.records {
             records.put_passed(path, &seen).at("write", "the records of a draft")?;
         }
@@ -135,9 +137,9 @@ impl Sink for Drafter<'_> {
         let shape = Shape::of(key, head.len() as u64, body);
         if self.records.is_some() {
             // Content is read from now on; what else an inode tells was looked at, perhaps, as soon as `then`.
-            let sure = self.watcher.as_ref().map_or(self.then, |watcher| watcher.sure_before(clock::now()));
+            let sure = self.sure();
             let stamp = data.and_then(|meta| Stamp::of(meta, sure));
-            let seen = meta.map(|meta| Seen::of(meta, is_whiteout, self.over_before(meta.kind)));
+            let seen = meta.map(|meta| Seen::of(meta, is_whiteout, self.over_before(meta.kind, sure)));
             let is_recent = |data: &Meta| !clock::is_past(data.ctime, clock::before(sure, LONG));
             self.is_recent = self.watcher.is_some() && stamp.is_some() && data.is_some_and(is_recent);
             self.entry = Some(Record { path: key.to_vec(), sum: self.sums.hash_one(head), shape, stamp, seen });

@@ -303,7 +303,7 @@ mod tests {
         }
     }
 
-    /// Looked at twice before its change, and once after: another look could have missed what stores to it.
+    /// Looked at twice before its change, and once after: one look can miss what stores to it.
     #[test]
     fn a_file_is_sure_only_if_looks_began_after_its_change() {
         let mut sleep = std::process::Command::new("sleep").arg("60").spawn().unwrap();

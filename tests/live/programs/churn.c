@@ -15,8 +15,9 @@
 // touched: the first every few operations, the last every few seconds, so that some files are old enough to be believed.
 //
 // Mapped files, by their number: 0 is stored to all the time, 1 every few seconds, 2 is mapped, stored to for some seconds
-// and unmapped by turns, and 3 to 5 likewise, but for milliseconds: shorter than who copies looks away. What is stored through a mapping to a page that is dirty already leaves no trace in any time. Another
-// is mapped and stored to by processes that end. And the only descriptor of one file lies in the queue of a socket.
+// and unmapped by turns, and 3 to 5 likewise, but for milliseconds: shorter than who copies looks away. What is stored
+// through a mapping to a page that is dirty already leaves no trace in any time. Another is mapped and stored to by
+// processes that end. And the only descriptor of one file lies in the queue of a socket.
 //
 // Of the image, each thread deletes a link in /bin and makes it again, and the first takes /etc away and makes another.
 
